@@ -1,0 +1,22 @@
+#pragma once
+
+/// \file
+/// subspan: finding, comparing, encoding and compressing subspaces of features.
+///
+/// Every primitive is a stateless function `f(context, inputs..., outputs..., params)`. Inputs and
+/// outputs are strided_view windows on memory that the caller owns; scratch comes from the
+/// context's allocator; work runs on the library's thread pool or on the context's executor; every
+/// failure is a subspan::error with a kind. Results have the same bits for any number of threads
+/// unless a header says otherwise.
+
+#include "subspan/context.hpp"
+#include "subspan/device.hpp"
+#include "subspan/eigh.hpp"
+#include "subspan/error.hpp"
+#include "subspan/pca.hpp"
+#include "subspan/qr.hpp"
+#include "subspan/random.hpp"
+#include "subspan/svd.hpp"
+#include "subspan/types.hpp"
+#include "subspan/version.hpp"
+#include "subspan/view.hpp"

@@ -1,0 +1,38 @@
+"""Find, compare, encode and compress subspaces of features.
+
+Fast and exact C++/CUDA primitives on numpy, torch and cupy arrays, and the workflows that people
+run with them on the activations and weights of neural networks.
+"""
+
+from subspan import errors, spectrum
+from subspan._ops.native import __version__
+
+# isort: split
+from subspan._config import cpu_level, get_num_threads, set_num_threads, show_config
+from subspan._ops.eigh import Eigh, EighInfo, eigh, eigvalsh
+from subspan._ops.moments import Moments
+from subspan._ops.pca import PCA
+from subspan._ops.qr import QR, qr
+from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
+
+__all__ = [
+    "PCA",
+    "QR",
+    "SVD",
+    "Eigh",
+    "EighInfo",
+    "Moments",
+    "SVDInfo",
+    "__version__",
+    "cpu_level",
+    "eigh",
+    "eigvalsh",
+    "errors",
+    "get_num_threads",
+    "qr",
+    "set_num_threads",
+    "show_config",
+    "spectrum",
+    "svd",
+    "svdvals",
+]

@@ -1,0 +1,39 @@
+"""Activations of language models: captured while a model runs, or read from files.
+
+The usual order is `load_model`, `tokenize`, `capture`; `open_saved` reads what is on disk
+already, and `OutlierRule` names the tokens whose activations dwarf all others. Importing this
+package imports neither torch nor transformers; they are needed to load and run a model
+(``pip install 'subspan[models]'``).
+"""
+
+from subspan.activations._batches import ActivationBatch as ActivationBatch
+from subspan.activations._batches import TokenBatch as TokenBatch
+from subspan.activations._site import KINDS as KINDS
+from subspan.activations._site import Site as Site
+from subspan.activations.capture import capture as capture
+from subspan.activations.models import Model as Model
+from subspan.activations.models import load_model as load_model
+from subspan.activations.outliers import OutlierRule as OutlierRule
+from subspan.activations.outliers import TokenClasses as TokenClasses
+from subspan.activations.saved import SavedActivations as SavedActivations
+from subspan.activations.saved import open_saved as open_saved
+from subspan.activations.sites import find_sites as find_sites
+from subspan.activations.tokens import TokenStream as TokenStream
+from subspan.activations.tokens import tokenize as tokenize
+
+__all__ = [
+    "KINDS",
+    "ActivationBatch",
+    "Model",
+    "OutlierRule",
+    "SavedActivations",
+    "Site",
+    "TokenBatch",
+    "TokenClasses",
+    "TokenStream",
+    "capture",
+    "find_sites",
+    "load_model",
+    "open_saved",
+    "tokenize",
+]

@@ -1,0 +1,238 @@
+"""The ``subspan`` command. Every command is one Python call; here are only words and a bar."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from subspan.errors import InternalError, InvalidArgumentError, SubspanError
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+except ImportError as error:  # the command itself: a line to read, not a traceback
+    raise SystemExit(
+        f"subspan: the command needs typer and rich ({error}). "
+        "Install them with: pip install 'subspan[report]'"
+    ) from error
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="subspan",
+    help="Find, compare, encode and compress subspaces of features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_STAGES = {
+    "loading": "loading",
+    "tokens": "reading tokens",
+    "spectra": "spectra",
+    "weights": "weights",
+    "report": "writing the report",
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback()
+def _root() -> None:
+    """Find, compare, encode and compress subspaces of features."""
+
+
+@app.command()
+def atlas(  # noqa: PLR0917 - typer reads names, not positions
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hugging Face folder, .gguf file, or saved activations (.npy, .safetensors, or "
+            "a folder of them).",
+        ),
+    ],
+    texts: Annotated[
+        list[Path] | None, typer.Argument(metavar="[TEXT]...", help="UTF-8 text files.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output folder (required).", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|all", help="Tokens to read. By default 8192 for a model, else all rows."
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window. By default 512, or the model's context if shorter."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows per batch.")] = 4,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds or module patterns, with commas. By default resid,attn,mlp,k,v (saved "
+            "activations: every site)."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, as 3,7 or start:stop:step (0:30:2).")
+    ] = None,
+    outlier_factor: Annotated[
+        float, typer.Option(help="A token is an outlier above this many median norms.")
+    ] = 5.0,
+    first_token: Annotated[
+        str, typer.Option(help="First token of each window: auto, keep, outlier or drop.")
+    ] = "auto",
+    weights: Annotated[bool, typer.Option(help="Also describe the weight matrices.")] = True,
+    threads: Annotated[int | None, typer.Option(help="Threads to use.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist on continuing an interrupted run.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run that lies in the output folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+) -> None:
+    """Measure the spectrum of every layer and write a report that says what was found."""
+    from subspan.atlas import atlas as run
+
+    def work(progress: Any) -> Any:
+        if out is None:
+            raise InvalidArgumentError("[atlas] --out must name a folder, got none")
+        return run(
+            source,
+            texts or None,
+            out=out,
+            tokens=int(tokens) if tokens is not None and tokens.isdecimal() else tokens,
+            window=window,
+            batch_size=batch_size,
+            sites=None if sites is None else [part.strip() for part in sites.split(",")],
+            layers=None if layers is None else _layers(layers),
+            outlier_factor=outlier_factor,
+            first_token=first_token,
+            weights=weights,
+            threads=threads,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    result = _guarded(work, quiet=quiet)
+    if not quiet:
+        console = Console()
+        console.print()
+        console.print(result.summary, markup=False, highlight=False)
+        console.print()
+        console.print(f"Report: {result.page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Print version, CPU level, threads and what this build can do."""
+    import subspan
+
+    config = subspan.show_config()
+    width = max(map(len, config))
+    for name, value in config.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _layers(text: str) -> list[int]:
+    """Read ``3,7`` or ``start:stop:step`` (also mixed: ``0:4,10``)."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        try:
+            numbers = [int(piece) for piece in part.split(":")]
+            if len(numbers) == 1:
+                chosen += numbers
+                continue
+            chosen += range(*numbers)
+        except (ValueError, TypeError) as error:
+            raise InvalidArgumentError(
+                f"[atlas] layers must look like 3,7 or 0:30:2 (start:stop:step), got {text!r}"
+            ) from error
+    if not chosen:
+        raise InvalidArgumentError(f"[atlas] layers must choose at least one layer, got {text!r}")
+    return sorted(set(chosen))
+
+
+class _Rate(ProgressColumn):
+    """Tokens per second, once there is a speed."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None or not task.total else f"{speed:,.0f}/s")
+
+
+def _guarded(work: Any, *, quiet: bool) -> Any:
+    """Run ``work(progress)`` with a bar; turn every failure into one message and an exit code."""
+    errors = Console(stderr=True)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=quiet,
+    )
+    tasks: dict[str, Any] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            for task in tasks.values():
+                bar.stop_task(task)
+                bar.update(task, visible=False)
+            tasks[stage] = bar.add_task(_STAGES.get(stage, stage), total=total or None)
+        bar.update(tasks[stage], completed=done)
+
+    try:
+        with bar:
+            return work(progress)
+    except KeyboardInterrupt:
+        message = "Interrupted. Run the same command again: it resumes from the last checkpoint."
+        code = 130
+    except InternalError as error:
+        message, code = f"Internal error: {error}", 1
+    except (SubspanError, FileNotFoundError, PermissionError) as error:
+        message, code = f"Error: {_text(error)}", 2
+    except Exception as error:
+        # a fault of ours: still one line, with the place to look at
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        place = (
+            f" ({Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno})" if where else ""
+        )
+        message, code = f"Internal error: {type(error).__name__}: {error}{place}", 1
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _text(error: BaseException) -> str:
+    # an OSError would print as "[Errno 28] ...": the message and the path are what a user needs
+    if isinstance(error, OSError) and error.strerror:
+        path = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{path}"
+    return str(error)
+
+
+if __name__ == "__main__":
+    main()

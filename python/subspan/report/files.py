@@ -1,0 +1,165 @@
+"""Atomic files: a reader sees the old file or the whole new one, never a part.
+
+Every file of a report goes through :func:`write_atomic`, so one place turns a full disk into one
+clear error and leaves nothing half-written behind.
+"""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from subspan.errors import InvalidArgumentError, SubspanError
+
+__all__ = ["Entry", "OutputError", "write_atomic", "write_json", "write_safetensors"]
+
+# numpy kind and size -> the name that the safetensors format uses
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+class OutputError(SubspanError, OSError):
+    """An output folder cannot be used, or a file in it could not be written."""
+
+
+class Entry(NamedTuple):
+    """One tensor of a safetensors file, made only when it is its turn to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the tensor in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, name: str, array: np.ndarray) -> "Entry":
+        """Wrap an array that exists already."""
+        return cls(name, array.shape, array.dtype, lambda: array)
+
+
+def _open(path: Path) -> IO[bytes]:
+    # the seam that tests replace to play a full disk
+    return path.open("wb")
+
+
+def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, n_bytes: int) -> None:
+    """Write ``chunks`` to a temporary name beside ``path``, then rename.
+
+    Parameters
+    ----------
+    path
+        Final name; its folder must exist.
+    chunks
+        The content in order.
+    n_bytes
+        Total size of the content, named in the error when the disk is full.
+
+    Raises
+    ------
+    OutputError
+        The disk is full or the folder cannot be written; the temporary file is removed and an
+        older file of the same name is left as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with _open(partial) as file:
+            for chunk in chunks:
+                file.write(chunk)
+        partial.replace(path)
+    except OSError as error:
+        _remove(partial)
+        raise _output_error(path, n_bytes, error) from error
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as UTF-8 JSON (no NaN: that is not JSON) and a final newline."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    content = text.encode("utf-8", "replace")
+    write_atomic(path, [content], n_bytes=len(content))
+
+
+def write_safetensors(
+    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file one tensor at a time.
+
+    The format is eight bytes of header length, a JSON header, and the raw little-endian tensors;
+    writing it here instead of through ``safetensors.numpy.save_file`` keeps only one tensor in
+    memory, where that function holds a second copy of all of them.
+
+    Parameters
+    ----------
+    path
+        Final name.
+    entries
+        Tensors in file order; names must be unique.
+    metadata
+        Text stored in the header under ``__metadata__``.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for entry in entries:
+        if entry.name in header or entry.dtype.name not in _DTYPES:
+            raise InvalidArgumentError(
+                "[write_safetensors] entries must have unique names and a dtype of "
+                f"{', '.join(_DTYPES)}, got {entry.name!r} of {entry.dtype}"
+            )
+        header[entry.name] = {
+            "dtype": _DTYPES[entry.dtype.name],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.n_bytes],
+        }
+        offset += entry.n_bytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # the format wants the data aligned to eight bytes
+
+    def chunks() -> Iterable[bytes | memoryview]:
+        yield len(head).to_bytes(8, "little") + head
+        for entry in entries:
+            array = np.asarray(entry.make(), dtype=entry.dtype.newbyteorder("<"), order="C")
+            if array.shape != entry.shape:
+                raise InvalidArgumentError(
+                    f"[write_safetensors] tensor {entry.name!r} must have shape {entry.shape}, "
+                    f"got {array.shape}"
+                )
+            yield array.tobytes()
+
+    write_atomic(path, chunks(), n_bytes=8 + len(head) + offset)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _output_error(path: Path, n_bytes: int, error: OSError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        size = f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes} bytes"
+        return OutputError(
+            error.errno,
+            f"[write] the disk is full: {path.name} needs {size}; nothing half-written was left. "
+            "Free space there (or choose another folder) and run again",
+            str(path),
+        )
+    return OutputError(
+        error.errno, f"[write] cannot write the file: {error.strerror or error}", str(path)
+    )

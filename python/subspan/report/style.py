@@ -1,0 +1,106 @@
+"""Look of every figure: colours, ink, and how a figure becomes PNG, SVG and inline SVG.
+
+Figures are plain ``matplotlib.figure.Figure`` objects; no pyplot, no global settings. The colours
+of lines are those of Okabe and Ito (2008), told apart by readers with any colour vision; density
+uses cividis (Nunez, Anderton and Renslow, PLOS ONE 2018), which also survives a grey print.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subspan.errors import UnsupportedError
+from subspan.report.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["BLUE", "COLORS", "GRID", "INK", "MUTED", "VERMILION", "axes_style", "figure", "save"]
+
+# In the page the first four follow the light or dark theme.
+INK, MUTED, GRID, BLUE = "#1f2329", "#5e6773", "#d9dee5", "#0072b2"
+VERMILION = "#d55e00"
+COLORS = (BLUE, VERMILION, "#009e73", "#e69f00", "#cc79a7", "#56b4e9", INK, MUTED)
+MAP = "cividis"
+_THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", BLUE: "var(--blue)"}
+
+
+def figure(width: float, height: float, *, automatic: bool = True) -> "Figure":
+    """Return an empty figure in inches, laid out by itself or (not ``automatic``) by the caller."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError(
+            "[report] pictures need matplotlib. Install it with: pip install 'subspan[report]'"
+        ) from error
+    layout: Any = "constrained" if automatic else "none"
+    return Figure(figsize=(width, height), dpi=160, facecolor="white", layout=layout)
+
+
+def axes_style(
+    axes: "Axes", *, title: str = "", xlabel: str = "", ylabel: str = "", size: float = 9.0
+) -> None:
+    """Give axes the common look: thin frame left and below, faint grid, one text size."""
+    if title:
+        axes.set_title(title, fontsize=size + 1, color=INK, loc="left")
+    axes.set_xlabel(xlabel, fontsize=size, color=INK)
+    axes.set_ylabel(ylabel, fontsize=size, color=INK)
+    axes.tick_params(which="both", labelsize=size - 1, colors=MUTED, width=0.6)
+    axes.tick_params(which="minor", length=1.5)
+    axes.set_facecolor("none")
+    axes.grid(True, color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(MUTED)
+        spine.set_linewidth(0.6)
+
+
+def legend(target: Any, handles: Sequence[Any] | None = None, **options: Any) -> None:
+    """Add a frameless legend to axes or a figure in the common text size."""
+    settings: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK, **options}
+    if handles is None:
+        target.legend(**settings)
+    else:
+        target.legend(handles=handles, **settings)
+
+
+def save(made: "Figure", folder: Path, name: str) -> str:
+    """Write ``name.png`` (white, 160 dpi) and ``name.svg``; return the SVG for use inside a page.
+
+    The returned text follows the colours of the page (``--ink``, ``--muted``, ``--grid``,
+    ``--blue``), and its ids carry ``name``, so that many figures can share one page.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    png, svg = io.BytesIO(), io.StringIO()
+    # a context, not a setting: text stays text (small, selectable) and equal runs give equal files
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        # the canvases draw once each; Figure.savefig would draw twice, and lay out every time
+        FigureCanvasAgg(made).print_png(png, metadata={"Software": None})
+        made.set_layout_engine("none")
+        made.patch.set_facecolor("none")
+        FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None})
+    for suffix, content in ((".png", png.getvalue()), (".svg", svg.getvalue().encode())):
+        write_atomic(folder / f"{name}{suffix}", [content], n_bytes=len(content))
+    return _inline(svg.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # the HTML parser knows them
+    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)  # the page sets the size
+    svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
+    for color, variable in _THEMED.items():
+        svg = svg.replace(color, variable)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)  # the page's own font
+    return svg.strip()

