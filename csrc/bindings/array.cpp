@@ -73,7 +73,8 @@ array_ref read_tensor(dlpack::tensor const& tensor, bool read_only, std::string 
       out.device = {device_kind::cuda, tensor.device.id};
       break;
     default:
-      raise("UnsupportedError", who + " must be on the CPU or on a CUDA device, got DLPack device " +
+      raise("UnsupportedError", who +
+                                    " must be on the CPU or on a CUDA device, got DLPack device " +
                                     std::to_string(tensor.device.type));
   }
   out.dtype = to_dtype(tensor.dtype);
@@ -134,18 +135,20 @@ array_ref read_array(py::handle object, char const* function, char const* name,
   if (py::isinstance<py::array>(object))
     return read_numpy(py::reinterpret_borrow<py::array>(object), who);
   if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__"))
-    raise("DtypeError", who + " must be an array (numpy, torch, cupy, or any other with __dlpack__)"
-                              ", got " + type_name(object) + ". Convert it with numpy.asarray");
+    raise("DtypeError", who +
+                            " must be an array (numpy, torch, cupy, or any other with __dlpack__)"
+                            ", got " +
+                            type_name(object) + ". Convert it with numpy.asarray");
   auto const where = py::cast<py::tuple>(object.attr("__dlpack_device__")());
   int const type = py::cast<int>(py::int_(where[0]));
   py::object const capsule =
       export_dlpack(object, type == dlpack::cuda || type == dlpack::cuda_managed, stream);
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-    auto const managed = take<dlpack::managed_versioned>(capsule, "dltensor_versioned",
-                                                         "used_dltensor_versioned");
+    auto const managed =
+        take<dlpack::managed_versioned>(capsule, "dltensor_versioned", "used_dltensor_versioned");
     if (managed->major != 1)
-      raise("UnsupportedError", who + " must speak DLPack 1, got version " +
-                                    std::to_string(managed->major));
+      raise("UnsupportedError",
+            who + " must speak DLPack 1, got version " + std::to_string(managed->major));
     array_ref out =
         read_tensor(managed->tensor, (managed->flags & dlpack::flag_read_only) != 0, who);
     out.owner = managed;
@@ -157,8 +160,8 @@ array_ref read_array(py::handle object, char const* function, char const* name,
     out.owner = managed;
     return out;
   }
-  raise("DtypeError", who + " must return a DLPack capsule from __dlpack__, got " +
-                          type_name(capsule));
+  raise("DtypeError",
+        who + " must return a DLPack capsule from __dlpack__, got " + type_name(capsule));
 }
 
 }  // namespace subspan::bindings

@@ -48,19 +48,19 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", &subspan::get_num_threads, "Threads that primitives use.");
   m.def("set_num_threads", &subspan::set_num_threads, py::arg("n"),
         "Sets the threads that primitives use; 0 returns to the default.");
-  m.def("cpu_level", [] { return subspan::name_of(subspan::active_cpu_level()); },
-        "Instruction-set level in use: baseline, v3 or v4.");
+  m.def(
+      "cpu_level", [] { return subspan::name_of(subspan::active_cpu_level()); },
+      "Instruction-set level in use: baseline, v3 or v4.");
   m.def("has_cuda", &subspan::has_cuda, "Whether the CUDA library and a device are present.");
   m.def("blas_name", &subspan::detail::blas_name, "The BLAS behind the library.");
   m.def(
       "describe",
       [](py::object array) {
         auto const ref = subspan::bindings::read_array(array, "describe", "array");
-        return py::make_tuple(ref.dtype_name,
-                              ref.device.kind == subspan::device_kind::cpu ? "cpu" : "cuda",
-                              ref.device.index, py::tuple(py::cast(ref.shape)),
-                              py::tuple(py::cast(ref.strides)), ref.read_only,
-                              reinterpret_cast<std::uintptr_t>(ref.data));
+        return py::make_tuple(
+            ref.dtype_name, ref.device.kind == subspan::device_kind::cpu ? "cpu" : "cuda",
+            ref.device.index, py::tuple(py::cast(ref.shape)), py::tuple(py::cast(ref.strides)),
+            ref.read_only, reinterpret_cast<std::uintptr_t>(ref.data));
       },
       py::arg("array"),
       "What the reader sees: dtype, device, index, shape, strides, read-only, address.");

@@ -118,16 +118,19 @@ void bind_pca(py::module_& m) {
       py::arg("state"), py::arg("other"), "Merges a cross state into another.");
   m.def(
       "principal_axes",
-      [](py::object m2, double denominator, py::object components, py::object variances) {
+      [](py::object m2, double denominator, py::object components, py::object variances,
+         double negative_tolerance) {
         constexpr char const* function = "principal_axes";
         argument<double const, 2> const in(m2, function, "m2");
         argument<double, 2> const axes(components, function, "components");
         argument<double, 1> const values(variances, function, "variances");
         without_gil([&] {
-          principal_axes(make_context(), in.view(), denominator, axes.view(), values.view());
+          principal_axes(make_context(), in.view(), denominator, axes.view(), values.view(),
+                         negative_tolerance);
         });
       },
       py::arg("m2"), py::arg("denominator"), py::arg("components"), py::arg("variances"),
+      py::arg("negative_tolerance"),
       "Leading eigenpairs of m2 / denominator, descending, sign fixed.");
 }
 

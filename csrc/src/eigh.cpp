@@ -83,7 +83,7 @@ class eigh_worker {
 
 }  // namespace
 
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 
 template <class T>
 void eigh(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> values,
@@ -100,8 +100,8 @@ void eigh(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> val
   });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                         \
-  template void eigh<T>(context const&, strided_view<T const, 3>, strided_view<T, 2>,  \
+#define SUBSPAN_INSTANTIATE(T)                                                            \
+  template void eigh<T>(context const&, strided_view<T const, 3>, strided_view<T, 2>,     \
                         std::optional<strided_view<T, 3>>, strided_view<std::int32_t, 1>, \
                         decomposition_params);
 SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)

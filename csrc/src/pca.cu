@@ -21,12 +21,12 @@ namespace {
 
 using index_t = std::int64_t;
 
-constexpr int k_tile = 64;         // columns of a product tile
-constexpr int k_depth = 16;        // rows staged in shared memory
-constexpr int k_threads = 16;      // threads along each side of a tile: 4 x 4 products each
-constexpr int k_flush = 256;       // rows whose products are summed in P before they go to double
-constexpr int k_sum_rows = 8;      // threads along the rows in the column sums
-constexpr index_t k_chunks = 32;   // row chunks, at most; combined in order, so bits are fixed
+constexpr int k_tile = 64;        // columns of a product tile
+constexpr int k_depth = 16;       // rows staged in shared memory
+constexpr int k_threads = 16;     // threads along each side of a tile: 4 x 4 products each
+constexpr int k_flush = 256;      // rows whose products are summed in P before they go to double
+constexpr int k_sum_rows = 8;     // threads along the rows in the column sums
+constexpr index_t k_chunks = 32;  // row chunks, at most; combined in order, so bits are fixed
 
 void check(cudaError_t status, char const* what) {
   if (status != cudaSuccess)
@@ -250,8 +250,8 @@ void moments(subspan_cuda_moments_call const& call) {
   check(cudaGetLastError(), "take_mean_kernel");
   auto const tiles = static_cast<unsigned>((d + k_tile - 1) / k_tile);
   multiply_rows_kernel<T, P>
-      <<<dim3(tiles, tiles, static_cast<unsigned>(chunks)), dim3(k_threads, k_threads), 0, stream>>>(
-          x, call.weights, shift.get(), n, d, call.row_stride, chunk_rows, partial.get());
+      <<<dim3(tiles, tiles, static_cast<unsigned>(chunks)), dim3(k_threads, k_threads), 0,
+         stream>>>(x, call.weights, shift.get(), n, d, call.row_stride, chunk_rows, partial.get());
   check(cudaGetLastError(), "multiply_rows_kernel");
   finish_kernel<P><<<static_cast<unsigned>((d * d + 255) / 256), 256, 0, stream>>>(
       partial.get(), chunks, d, total, mean.get(), shift.get(), m2.get());

@@ -64,7 +64,7 @@ class qr_worker {
 
 }  // namespace
 
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 
 template <class T>
 void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, strided_view<T, 3> r,
@@ -78,8 +78,8 @@ void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, st
                           [&] { return qr_worker<T>(ctx, a, q, r, params.nonfinite); });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                \
-  template void qr<T>(context const&, strided_view<T const, 3>, strided_view<T, 3>,           \
+#define SUBSPAN_INSTANTIATE(T)                                                      \
+  template void qr<T>(context const&, strided_view<T const, 3>, strided_view<T, 3>, \
                       strided_view<T, 3>, strided_view<std::int32_t, 1>, decomposition_params);
 SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 #undef SUBSPAN_INSTANTIATE

@@ -5,7 +5,7 @@
 #include "detail/parallel.hpp"
 
 namespace subspan {
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 
 template <class T>
 void fill_normal(context const& ctx, strided_view<T, 1> out, std::uint64_t seed,
@@ -17,7 +17,7 @@ void fill_normal(context const& ctx, strided_view<T, 1> out, std::uint64_t seed,
   });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                       \
+#define SUBSPAN_INSTANTIATE(T) \
   template void fill_normal<T>(context const&, strided_view<T, 1>, std::uint64_t, std::uint64_t);
 SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 #undef SUBSPAN_INSTANTIATE

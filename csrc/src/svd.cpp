@@ -85,7 +85,7 @@ class svd_worker {
 
 }  // namespace
 
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 
 template <class T>
 void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
@@ -102,9 +102,9 @@ void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
                           [&] { return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite); });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                 \
-  template void svd<T>(context const&, strided_view<T const, 3>, strided_view<T, 2>,           \
-                       std::optional<strided_view<T, 3>>, std::optional<strided_view<T, 3>>,   \
+#define SUBSPAN_INSTANTIATE(T)                                                               \
+  template void svd<T>(context const&, strided_view<T const, 3>, strided_view<T, 2>,         \
+                       std::optional<strided_view<T, 3>>, std::optional<strided_view<T, 3>>, \
                        strided_view<std::int32_t, 1>, decomposition_params);
 SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 #undef SUBSPAN_INSTANTIATE

@@ -32,9 +32,9 @@ class ArrayLike(Protocol):
     """What every supported array has: a shape, a dtype, and numpy's buffer or DLPack."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> Any: ...  # noqa: D102
+    def dtype(self) -> Any: ...
 
 
 def library_of(x: object) -> str:
@@ -57,6 +57,11 @@ def require_array(function: str, name: str, x: object) -> str:
         raise DtypeError(
             f"[{function}] {name} must be an array (numpy, torch, cupy, or any other with "
             f"__dlpack__), got {type(x).__name__}. Convert it with numpy.asarray"
+        )
+    if library == "numpy" and isinstance(x, np.ma.MaskedArray):
+        raise DtypeError(
+            f"[{function}] {name} must have no mask, got a MaskedArray. Fill it, or give the rows "
+            "that do not count weight 0 where a function takes weights"
         )
     return library
 
@@ -93,7 +98,7 @@ def dtype_name(x: Any) -> str:
 
 def stream_of(x: Any) -> int:
     """CUDA stream that the library orders its work on, 0 for the CPU and the default stream."""
-    if device_of(x) == "cpu":
+    if not device_of(x).startswith("cuda"):
         return 0
     library = library_of(x)
     module = sys.modules.get(library)
@@ -106,9 +111,17 @@ def stream_of(x: Any) -> int:
 
 def exportable(function: str, name: str, x: Any) -> Any:
     """``x`` in a form that can be read in place; refuses what would silently lose a gradient."""
-    if require_array(function, name, x) != "torch":
+    library = require_array(function, name, x)
+    if library == "numpy":
+        return np.asarray(x)  # a view: subclasses such as numpy.matrix reshape in their own ways
+    if library != "torch":
         return x
     torch = sys.modules["torch"]
+    if x.layout != torch.strided or x.device.type not in {"cpu", "cuda"}:
+        raise UnsupportedError(
+            f"[{function}] {name} must be a dense tensor on the CPU or on a CUDA device, "
+            f"got {x.layout} on {x.device}"
+        )
     if x.requires_grad and torch.is_grad_enabled():
         raise UnsupportedError(
             f"[{function}] {name} must not require a gradient: {function} has none. "

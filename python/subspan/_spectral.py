@@ -5,9 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from subspan._ops.eigh import eigh
-from subspan._ops.moments import Moments
-from subspan.errors import InvalidArgumentError
+from subspan._ops.moments import Moments, principal_axes
 
 Floats = NDArray[np.float64]
 
@@ -18,37 +16,37 @@ _COARSE = 4.0 * float(np.finfo(np.float32).eps)
 
 
 class Axes(NamedTuple):
-    """All principal axes of a covariance, by descending variance."""
+    """Principal axes of a covariance, by descending variance."""
 
     components: Floats  # (k, d), orthonormal rows
     variances: Floats  # (k,), >= 0
+    total: float  # variance in all directions
     floor: float  # variances up to here are rounding
 
 
-def eigen_axes(moments: Moments, *, coarse: bool) -> Axes:
-    """Return the eigenvectors and eigenvalues of the covariance of a state.
+def eigen_axes(moments: Moments, *, coarse: bool, k: int | None = None) -> Axes:
+    """Return the k leading eigenvectors and eigenvalues of a state's covariance, all by default.
 
     ``coarse`` says that the products behind the state may be of float32. Eigenvalues within
     rounding of 0 (d eps of the largest) become 0, on both sides; far below, the state is no
     covariance.
     """
-    ascending = eigh(moments.covariance())
-    variances, components = ascending.values[::-1], ascending.vectors.T[::-1]
-    top = max(float(variances[0]), 0.0)
-    d = len(variances)
+    d = moments.n_features
     # Rounding seen in practice stays below d eps; what is refused is no rounding by any account.
     limit = d * (float(np.finfo(np.float32).eps) if coarse else 100.0 * EPS)
-    if variances[-1] < -limit * top or (top == 0.0 and variances[-1] < 0.0):
-        raise InvalidArgumentError(
-            "[eigen_axes] the covariance must have no negative eigenvalues beyond rounding, "
-            f"got {variances[-1]:.3g} beside {top:.3g}. The state was not made by Moments, or "
-            "rows were taken away from it"
-        )
+    components, variances = principal_axes(moments, k or d, negative_tolerance=limit)
+    top = float(variances[0])
     null = variances <= d * EPS * top
-    variances = np.where(null, 0.0, np.maximum(variances, 0.0))
-    components = np.concatenate([components[~null], _canonical_basis(components[null])])
+    if null.any():
+        if len(variances) < d:  # the axes of the null space are chosen among all of it
+            every = eigen_axes(moments, coarse=coarse)
+            return every._replace(components=every.components[:k], variances=every.variances[:k])
+        variances = np.where(null, 0.0, variances)
+        components = np.concatenate([components[~null], _canonical_basis(components[null])])
+        components = largest_positive(components)
+    total = float(np.trace(moments.m2)) / moments.denominator()
     floor = max(d * EPS, _COARSE if coarse else 0.0) * top
-    return Axes(largest_positive(components), variances, floor)
+    return Axes(components, variances, total, floor)
 
 
 def _canonical_basis(basis: Floats) -> Floats:

@@ -12,6 +12,7 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "OutOfMemoryError",
+    "OutputError",
     "SubspanError",
     "UnsupportedError",
 ]
@@ -47,6 +48,10 @@ class OutOfMemoryError(SubspanError, MemoryError):
 
 class FileFormatError(SubspanError, ValueError):
     """A file is truncated, damaged, or not what its name says."""
+
+
+class OutputError(SubspanError, OSError):
+    """A file or folder cannot be written; what was there before is still there."""
 
 
 class InternalError(SubspanError, RuntimeError):

@@ -16,9 +16,9 @@ inline namespace SUBSPAN_ABI {
 ///   mean [d]     sum w x / W
 ///   m2   [d, d]  sum w (x - mean)(x - mean)^T, both triangles, C order
 struct moments_view {
-  index_t* count = nullptr;          ///< rows with weight > 0
-  double* weight_sum = nullptr;      ///< W = sum w
-  double* weight_sq_sum = nullptr;   ///< sum w^2
+  index_t* count = nullptr;         ///< rows with weight > 0
+  double* weight_sum = nullptr;     ///< W = sum w
+  double* weight_sq_sum = nullptr;  ///< sum w^2
   strided_view<double, 1> mean;
   strided_view<double, 2> m2;
 };
@@ -81,10 +81,13 @@ void group_sums(context const& ctx, strided_view<T const, 2> x,
 ///                      positive (the first one of equals)
 ///   variances  [k]     descending, >= 0
 ///
-/// Eigenvalues in [-100 d eps l1, 0) are rounding and become 0; one below throws
-/// error{invalid_argument}. O(d^3); scratch about 3 d^2 doubles.
+/// Negative eigenvalues down to -negative_tolerance times the largest are rounding and become 0;
+/// one below throws error{invalid_argument} (only the k that are returned are seen). The default
+/// suits products in float; 100 d 2^-52 suits products in double.
+/// O(d^3); scratch about 3 d^2 doubles. The last bits may depend on the threads for d >= 256.
 void principal_axes(context const& ctx, strided_view<double const, 2> m2, double denominator,
-                    strided_view<double, 2> components, strided_view<double, 1> variances);
+                    strided_view<double, 2> components, strided_view<double, 1> variances,
+                    double negative_tolerance = 1e-4);
 
 }  // namespace v0
 }  // namespace subspan

@@ -35,9 +35,7 @@ struct strided_view {
   }
 
   /// The last axis has stride 1 (or at most one element).
-  bool inner_contiguous() const noexcept {
-    return shape[Rank - 1] <= 1 || strides[Rank - 1] == 1;
-  }
+  bool inner_contiguous() const noexcept { return shape[Rank - 1] <= 1 || strides[Rank - 1] == 1; }
 
   /// C order without gaps.
   bool is_row_major() const noexcept {

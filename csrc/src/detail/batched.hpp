@@ -56,7 +56,8 @@ void fill_matrix(strided_view<T, Rank> const& out, index_t b, T value) {
 /// LAPACK reports workspace sizes as numbers of its own type; a float may have been rounded down.
 template <class T>
 int workspace_size(T reported) {
-  double const exact = static_cast<double>(reported) * (1.0 + 2.0 * std::numeric_limits<T>::epsilon());
+  double const exact =
+      static_cast<double>(reported) * (1.0 + 2.0 * std::numeric_limits<T>::epsilon());
   return exact < 2147483000.0 ? static_cast<int>(exact) + 1 : 2147483000;
 }
 
@@ -103,8 +104,9 @@ void for_each_matrix(context const& ctx, char const* function, strided_view<T co
   index_t failed = 0, first = -1;
   for (index_t b = 0; b < batch; ++b) {
     if (info(b) == k_info_nonfinite && params.nonfinite == nonfinite_policy::raise)
-      fail(error_kind::invalid_argument, function, "a must be finite, got NaN or infinity in matrix ",
-           b, " of ", batch, ". Pass nonfinite=\"propagate\" to get NaN for it and results for the "
+      fail(error_kind::invalid_argument, function,
+           "a must be finite, got NaN or infinity in matrix ", b, " of ", batch,
+           ". Pass nonfinite=\"propagate\" to get NaN for it and results for the "
            "others");
     if (info(b) > 0) {
       if (first < 0) first = b;

@@ -5,7 +5,7 @@
 #include "subspan/device.hpp"
 
 namespace subspan {
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 namespace {
 
 bool cpu_has(cpu_level level) {

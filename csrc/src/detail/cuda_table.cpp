@@ -30,15 +30,16 @@ loaded load() {
   for (std::string const& name : {beside, std::string(file)})
     if (library == nullptr) library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr)
-    return {nullptr, "this build has no CUDA library (libsubspan_cuda). Build subspan where nvcc "
-                     "is found, or copy the array to the host"};
-  auto const entry =
-      reinterpret_cast<subspan_cuda_entry>(dlsym(library, subspan_cuda_symbol));
+    return {nullptr,
+            "this build has no CUDA library (libsubspan_cuda). Build subspan where nvcc "
+            "is found, or copy the array to the host"};
+  auto const entry = reinterpret_cast<subspan_cuda_entry>(dlsym(library, subspan_cuda_symbol));
   if (entry == nullptr || entry()->abi != subspan_cuda_abi)
     return {nullptr, "libsubspan_cuda belongs to another version of subspan. Reinstall subspan"};
   if (entry()->device_count() <= 0)
-    return {nullptr, "no CUDA device was found, but the array says that it is on one. Check the "
-                     "driver (nvidia-smi) or copy the array to the host"};
+    return {nullptr,
+            "no CUDA device was found, but the array says that it is on one. Check the "
+            "driver (nvidia-smi) or copy the array to the host"};
   return {entry(), {}};
 }
 
@@ -56,7 +57,7 @@ subspan_cuda_table const& cuda_functions(char const* function) {
 }
 }  // namespace detail
 
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 bool has_cuda() noexcept {
   try {
     return library().table != nullptr;

@@ -23,9 +23,9 @@ struct subspan_cuda_moments_call {
   double const* weights;   // device [n] or null
   std::int32_t precision;  // 0: float products for storage types and float, 1: float64 products
   void* stream;
-  double* mean;     // host [d]
-  double* m2;       // host [d, d], both triangles
-  double* totals;   // host [3]: rows of weight > 0, sum w, sum w^2
+  double* mean;       // host [d]
+  double* m2;         // host [d, d], both triangles
+  double* totals;     // host [3]: rows of weight > 0, sum w, sum w^2
   std::int64_t* bad;  // host [2]: row and column of the first non-finite element or bad weight
                       // (column -1); -1, -1 if there is none
 };

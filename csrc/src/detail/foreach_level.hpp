@@ -44,9 +44,9 @@
 #define SUBSPAN_VECTOR_BYTES 64
 #define SUBSPAN_REGISTERS 32
 #if defined(__clang__)
-#pragma clang attribute push(                                                                  \
-    __attribute__((target("avx2,fma,bmi,bmi2,lzcnt,movbe,f16c,popcnt,avx512f,avx512vl,"        \
-                          "avx512bw,avx512dq,avx512cd,prefer-256-bit=false"))),                 \
+#pragma clang attribute push(                                                           \
+    __attribute__((target("avx2,fma,bmi,bmi2,lzcnt,movbe,f16c,popcnt,avx512f,avx512vl," \
+                          "avx512bw,avx512dq,avx512cd,prefer-256-bit=false"))),         \
     apply_to = function)
 #else
 #pragma GCC push_options
@@ -76,10 +76,11 @@
 
 #if defined(SUBSPAN_HAS_LEVELS)
 /// The object of this name of the active level: SUBSPAN_PICK(kernels<float>).
-#define SUBSPAN_PICK(...)                                                     \
-  (::subspan::active_cpu_level() == ::subspan::cpu_level::v4   ? ::subspan::cpu::v4::__VA_ARGS__ \
-   : ::subspan::active_cpu_level() == ::subspan::cpu_level::v3 ? ::subspan::cpu::v3::__VA_ARGS__ \
-                                                               : ::subspan::cpu::baseline::__VA_ARGS__)
+#define SUBSPAN_PICK(...)                                                                      \
+  (::subspan::active_cpu_level() == ::subspan::cpu_level::v4 ? ::subspan::cpu::v4::__VA_ARGS__ \
+   : ::subspan::active_cpu_level() == ::subspan::cpu_level::v3                                 \
+       ? ::subspan::cpu::v3::__VA_ARGS__                                                       \
+       : ::subspan::cpu::baseline::__VA_ARGS__)
 #else
 #define SUBSPAN_PICK(...) (::subspan::cpu::baseline::__VA_ARGS__)
 #endif

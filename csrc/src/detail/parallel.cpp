@@ -22,7 +22,7 @@
 #include "detail/contract.hpp"
 
 namespace subspan {
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 namespace {
 
 std::atomic<int> g_threads{0};
@@ -182,11 +182,10 @@ void run_chunks(context const& ctx, index_t chunks, void (*body)(void*, index_t)
   job work{body, data, chunks};
   if (ctx.executor.run != nullptr) {
     ctx.executor.run(
-        ctx.executor.user, chunks,
-        [](void* self, index_t) { static_cast<job*>(self)->step(); }, &work);
+        ctx.executor.user, chunks, [](void* self, index_t) { static_cast<job*>(self)->step(); },
+        &work);
   } else {
-    int const threads =
-        static_cast<int>(std::min<index_t>(thread_count(ctx), chunks));
+    int const threads = static_cast<int>(std::min<index_t>(thread_count(ctx), chunks));
     if (threads <= 1 || t_inside) {
       work.work();
     } else if (std::unique_lock lock(g_pool->caller, std::try_to_lock); lock.owns_lock()) {

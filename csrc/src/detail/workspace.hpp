@@ -3,34 +3,19 @@
 #include <cstddef>
 #include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "detail/contract.hpp"
 #include "subspan/context.hpp"
 
 namespace subspan::detail {
 
 inline constexpr std::size_t k_alignment = 64;
-inline constexpr std::size_t k_huge_page = std::size_t{2} << 20;
 
-/// Scratch of some size sits on huge pages where the system gives them on request: it costs fewer
-/// page faults, which are dear for memory that is used once, and fewer misses of the TLB.
-inline void* allocate_aligned(std::size_t bytes) {
-  bool const large = bytes >= k_huge_page;
-  void* const pointer =
-      ::operator new(bytes, std::align_val_t{large ? k_huge_page : k_alignment}, std::nothrow);
-#if defined(__linux__)
-  if (large && pointer != nullptr) madvise(pointer, bytes, MADV_HUGEPAGE);
-#endif
-  return pointer;
-}
-
-inline void deallocate_aligned(void* pointer, std::size_t bytes) {
-  ::operator delete(pointer,
-                    std::align_val_t{bytes >= k_huge_page ? k_huge_page : k_alignment});
-}
+/// The default source of scratch: aligned, thread-safe, and it keeps up to k_scratch_cap bytes of
+/// what was returned for the next call. Fresh pages are dear: a short call would spend more time
+/// in page faults than in its kernel. Null when there is no memory.
+inline constexpr std::size_t k_scratch_cap = std::size_t{32} << 20;
+void* take_scratch(std::size_t bytes) noexcept;
+void return_scratch(void* pointer, std::size_t bytes) noexcept;
 
 /// Scratch of `count` elements from the context's allocator, freed at the end of the scope.
 /// Not initialised.
@@ -43,7 +28,7 @@ class workspace {
     try {
       pointer_ = static_cast<T*>(allocator_.allocate != nullptr
                                      ? allocator_.allocate(allocator_.user, bytes_, k_alignment)
-                                     : allocate_aligned(bytes_));
+                                     : take_scratch(bytes_));
     } catch (std::bad_alloc const&) {
       pointer_ = nullptr;
     }
@@ -55,7 +40,7 @@ class workspace {
     if (allocator_.allocate != nullptr)
       allocator_.deallocate(allocator_.user, pointer_, bytes_);
     else
-      deallocate_aligned(pointer_, bytes_);
+      return_scratch(pointer_, bytes_);
   }
   workspace(workspace const&) = delete;
   workspace& operator=(workspace const&) = delete;

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _arrays, _checks
+from subspan.errors import DtypeError, UnsupportedError
 
 __all__ = ["Batch"]
 
@@ -25,6 +26,15 @@ class Batch:
         self.source = a
         rows = _arrays.exportable(function, "a", a)
         _checks.ndim(function, "a", a, 2, or_more=True)
+        if (name := _arrays.dtype_name(a)) not in {"float32", "float64"}:
+            raise DtypeError(
+                f"[{function}] a must be float32 or float64, got {name}. Convert it first"
+            )
+        if (device := _arrays.device_of(a)) != "cpu":
+            raise UnsupportedError(
+                f"[{function}] a must be on the CPU: there is no CUDA kernel yet, got {device}. "
+                "Copy it to the host first"
+            )
         self.nonfinite = _checks.choice(
             function, "nonfinite", nonfinite, ("raise", "propagate", "ignore")
         )
@@ -33,9 +43,7 @@ class Batch:
         self.lead, (self.m, self.n) = shape[:-2], shape[-2:]
         self.k = min(self.m, self.n)
         self.size = prod(self.lead)
-        if not hasattr(rows, "reshape"):  # an array-API array has no methods of the kind
-            rows = rows.__array_namespace__().reshape(rows, (self.size, self.m, self.n))
-        self.rows = rows.reshape((self.size, self.m, self.n))
+        self.rows = _reshaped(rows, (self.size, self.m, self.n))
         self.info: npt.NDArray[np.int32] = np.zeros(self.size, np.int32)
 
     def empty(self, *shape: int) -> Any:
@@ -49,3 +57,11 @@ class Batch:
     def status(self) -> npt.NDArray[np.int32]:
         """Return info with the leading axes."""
         return self.info.reshape(self.lead)
+
+
+def _reshaped(rows: Any, shape: tuple[int, ...]) -> Any:
+    if hasattr(rows, "reshape"):
+        return rows.reshape(shape)
+    if hasattr(rows, "__array_namespace__"):  # the standard has functions, no such methods
+        return rows.__array_namespace__().reshape(rows, shape)
+    return _arrays.to_numpy(rows).reshape(shape)

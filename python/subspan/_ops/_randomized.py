@@ -34,8 +34,9 @@ def svd(batch: Batch, k: int, *, seed: int, tol: float | None) -> tuple[Any, Any
             batch.info[b] = -1
             left, values, right = (np.full(shape, np.nan) for shape in ((1, 1), (1,), (1, 1)))
         else:
-            left, values, right, error = _one(a, k, seed)
-            missed = max(missed, error)
+            left, values, right = _one(a, k, seed)
+            if tol is not None:
+                missed = max(missed, _relative_error(a, left, values, right))
         for target, source in ((u, left), (s, values), (vh, right)):
             target[b] = _like(target, source)
     if tol is not None and missed > tol:
@@ -48,16 +49,15 @@ def svd(batch: Batch, k: int, *, seed: int, tol: float | None) -> tuple[Any, Any
     return u, s, vh
 
 
-def _one(a: np.ndarray[Any, Any], k: int, seed: int) -> tuple[Any, Any, Any, float]:
+def _one(a: np.ndarray[Any, Any], k: int, seed: int) -> tuple[Any, Any, Any]:
     m, n = a.shape
-    width = min(min(m, n), k + max(10, k // 2))
+    width = min(m, n, k + max(10, k // 2))
     test = np.empty(n * width, a.dtype)
     _core.fill_normal(test, seed, 0)
     # An exact power of two keeps the products of huge or tiny entries in range.
     top = float(np.abs(a).max(initial=0.0))
-    scale = 2.0 ** -np.floor(np.log2(top)) if top > 0 else 1.0
-    scaled = a * a.dtype.type(scale)
-    total = float(np.square(scaled.astype(np.float64)).sum())
+    shift = -int(np.frexp(top)[1])
+    scaled = np.ldexp(a, shift)
     basis = _orthonormal(scaled @ test.reshape(n, width))
     captured = 0.0
     for iteration in range(_MAX_ITERATIONS):
@@ -71,9 +71,31 @@ def _one(a: np.ndarray[Any, Any], k: int, seed: int) -> tuple[Any, Any, Any, flo
     small, right = np.empty((1, width, width), a.dtype), np.empty((1, width, n), a.dtype)
     info = np.zeros(1, np.int32)
     _core.svd(core[None], values, small, right, info, "ignore", True)
-    kept = float(np.square(values[0, :k].astype(np.float64)).sum())
-    error = np.sqrt(max(0.0, total - kept) / total) if total > 0 else 0.0
-    return basis @ small[0, :, :k], values[0, :k] / a.dtype.type(scale), right[0, :k], float(error)
+    with np.errstate(over="ignore"):  # a norm may be beyond the range of the entries
+        unscaled = np.ldexp(values[0, :k], -shift)
+    return basis @ small[0, :, :k], unscaled, right[0, :k]
+
+
+def _relative_error(
+    a: np.ndarray[Any, Any],
+    u: np.ndarray[Any, Any],
+    s: np.ndarray[Any, Any],
+    vh: np.ndarray[Any, Any],
+) -> float:
+    """Frobenius norm of a - u s vh over that of a, by blocks of rows in float64.
+
+    The difference of the squared norms would be cheaper, but it is lost in rounding below the
+    square root of the precision.
+    """
+    top = np.abs(a).max(initial=0.0).astype(np.float64)
+    right = (s.astype(np.float64) / (top or 1.0))[:, None] * vh
+    total = missed = 0.0
+    step = max(1, 2**20 // max(1, a.shape[1]))
+    for start in range(0, len(a), step):
+        block = a[start : start + step] / (top or 1.0)
+        total += float(np.square(block).sum())
+        missed += float(np.square(block - u[start : start + step] @ right).sum())
+    return float(np.sqrt(missed / total)) if total > 0 else 0.0
 
 
 def _orthonormal(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -202,8 +203,8 @@ class Moments:
             if fresh:
                 self._mean, self._m2 = np.zeros(0), np.zeros((0, 0))
             raise
-        self._cross = cross or self._cross
-        self._groups = grouped or self._groups
+        # What was kept before is in them; a state without rows takes the kind of its first rows.
+        self._cross, self._groups = cross, grouped
         return self
 
     def merge(self, other: Moments) -> Self:
@@ -219,16 +220,15 @@ class Moments:
         """
         if not isinstance(other, Moments):
             raise DtypeError(f"[Moments.merge] other must be a Moments, got {type(other).__name__}")
-        if other.n_features == 0:
-            return self
-        if self.n_features == 0:
-            state = other.state_dict()
-            self._load(state)
-            return self
-        if other.n_features != self.n_features:
+        if other.n_features not in {0, self.n_features} and self.n_features:
             raise InvalidArgumentError(
                 f"[Moments.merge] other must have {self.n_features} columns, got {other.n_features}"
             )
+        if other.count == 0:  # no rows: the identity, whatever kind it was prepared for
+            return self
+        if self.count == 0:
+            self._load(other.state_dict())
+            return self
         self._match_kind("y", other._cross is not None, self._cross is not None)
         self._match_kind("groups", other._groups is not None, self._groups is not None)
         if self._cross is not None and other._cross is not None:
@@ -289,8 +289,7 @@ class Moments:
         """
         if self._cross is None:
             raise InvalidArgumentError(
-                "[Moments.cross_covariance] updates must have had y, got none. "
-                "Call update(x, y=y)"
+                "[Moments.cross_covariance] updates must have had y, got none. Call update(x, y=y)"
             )
         return self._cross.cross / self.denominator(ddof, weights=weights)
 
@@ -355,7 +354,7 @@ class Moments:
         with _files.replacing(path) as temporary:
             if kind == ".npz":
                 with temporary.open("wb") as file:
-                    np.savez(file, **state)
+                    np.savez(file, **cast("dict[str, Any]", state))
             else:
                 _safetensors().save_file(_storable(state), temporary)
 
@@ -375,11 +374,16 @@ class Moments:
             raise FileNotFoundError(f"[Moments.load] path must be a file, got {path}")
         try:
             if kind == ".npz":
+                with zipfile.ZipFile(path):  # np.load takes a .npy file under any name
+                    pass
                 with np.load(path, allow_pickle=False) as archive:
                     state = dict(archive)
             else:
                 state = _safetensors().load_file(path)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, _safetensors_error()) as error:
+        except (
+            *(OSError, ValueError, EOFError, NotImplementedError, RuntimeError),
+            *(zipfile.BadZipFile, zlib.error, _safetensors_error()),
+        ) as error:
             raise FileFormatError(
                 f"[Moments.load] {path} must be a whole {kind} file, got: {error}"
             ) from error
@@ -431,15 +435,22 @@ class Moments:
                 f"[Moments.update] groups must have shape ({n},), one per row of x, "
                 f"got {labels.shape}"
             )
-        names, ids = np.unique(labels, return_inverse=True)
         w = np.ones(n) if weights is None else _arrays.to_numpy(weights)
+        live = w > 0  # a group that has only rows of weight 0 does not exist
+        names, first, found = np.unique(labels[live], return_index=True, return_inverse=True)
+        order = np.argsort(first)  # np.unique sorts; groups keep the order of their appearance
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        ids = np.zeros(n, np.int64)
+        ids[live] = place[found]
         batch = _Groups(
-            list(names),
-            np.bincount(ids, weights=w > 0, minlength=len(names)).astype(np.int64),
-            np.bincount(ids, weights=w, minlength=len(names)),
+            list(names[order]),
+            np.bincount(ids[live], minlength=len(names)).astype(np.int64),
+            np.bincount(ids[live], weights=w[live], minlength=len(names)).astype(np.float64),
             np.zeros((len(names), d)),
         )
-        _core.group_sums(x, weights, ids.astype(np.int64), batch.sums)
+        if len(names):
+            _core.group_sums(x, weights, ids, batch.sums)
         return batch if self._groups is None else self._groups.plus(batch)
 
     def _load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -542,7 +553,9 @@ class _Groups:
         return _Groups(list(slots), counts, weights, sums)
 
 
-def principal_axes(moments: Moments, k: int, *, ddof: float = 1) -> tuple[Float64, Float64]:
+def principal_axes(
+    moments: Moments, k: int, *, negative_tolerance: float
+) -> tuple[Float64, Float64]:
     """Return the leading k principal axes of a state.
 
     Parameters
@@ -550,6 +563,8 @@ def principal_axes(moments: Moments, k: int, *, ddof: float = 1) -> tuple[Float6
     moments : Moments
     k : int
         1..d
+    negative_tolerance : float
+        Negative eigenvalues down to so many times the largest are rounding and become 0.
 
     Returns
     -------
@@ -557,17 +572,19 @@ def principal_axes(moments: Moments, k: int, *, ddof: float = 1) -> tuple[Float6
         Orthonormal rows by descending variance; the entry of largest magnitude of each is
         positive (the first one of equals).
     variances : ndarray (k,) float64
-        >= 0; negative rounding is set to 0.
+        >= 0
 
     Raises
     ------
     InvalidArgumentError
-        k out of range; too few rows for a variance.
+        k out of range; too few rows for a variance; a negative eigenvalue beyond the tolerance.
     """
     d = moments.n_features
     k = _checks.integer("principal_axes", "k", k, low=1, high=d)
     components, variances = np.empty((k, d)), np.empty(k)
-    _core.principal_axes(moments.m2, moments.denominator(ddof), components, variances)
+    _core.principal_axes(
+        moments.m2, moments.denominator(), components, variances, negative_tolerance
+    )
     return components, variances
 
 
@@ -576,6 +593,10 @@ def _row_weights(x: Any, weights: Any, n: int) -> Any:
     if weights is None:
         return None
     _arrays.require_same("Moments.update", x=x, weights=weights)
+    weights = _arrays.exportable("Moments.update", "weights", weights)
+    name = _arrays.dtype_name(weights)
+    if name.startswith("complex") or getattr(weights.dtype, "kind", "f") in "cOSUmM":
+        raise DtypeError(f"[Moments.update] weights must be real numbers, got {name}")
     if tuple(weights.shape) != (n,):
         raise InvalidArgumentError(
             f"[Moments.update] weights must have shape ({n},), one per row of x, "
@@ -619,4 +640,4 @@ def _safetensors_error() -> type[Exception]:
         from safetensors import SafetensorError
     except ImportError:
         return OSError
-    return SafetensorError  # type: ignore[no-any-return]
+    return SafetensorError

@@ -320,8 +320,9 @@ class PCA(MomentsEstimator):
             super()._learn(rows, weights)
 
     def _solve(self, moments: Moments) -> dict[str, Any]:
-        # Which share of the variance or how many left-out eigenvalues: both need all of them.
-        axes = eigen_axes(moments, coarse=self._coarse(moments))
+        asked = self.n_components
+        k = int(asked) if isinstance(asked, (int, np.integer)) else None
+        axes = eigen_axes(moments, coarse=self._coarse(moments), k=k)
         # Integer weights stand for repeated rows, so they count for min(n, d) as those would.
         n = max(moments.count, int(moments.weight_sum))
         return self._attributes(axes, moments.mean, moments.count, n, moments.weight_sum)
@@ -358,7 +359,12 @@ class PCA(MomentsEstimator):
         q, r = np.linalg.qr(basis)
         components = (q * np.where(np.diag(r) < 0, -1.0, 1.0)).T
         variances = values[: max(k, min(n, d))] / (total - 1.0)
-        axes = Axes(largest_positive(components), variances, floor / (total - 1.0))
+        axes = Axes(
+            largest_positive(components),
+            variances,
+            float(np.sum(variances)),
+            floor / (total - 1.0),
+        )
         return self._attributes(axes, mean, n, n, total)
 
     def _choose(self, variances: Floats, most: int) -> int:
@@ -367,7 +373,7 @@ class PCA(MomentsEstimator):
             return most
         if isinstance(self.n_components, (int, np.integer)):
             return int(self.n_components)
-        total = np.sum(variances)
+        total = np.sum(variances)  # of all of them: a share is asked for
         if total == 0:
             return 1
         held = np.cumsum(variances) / total
@@ -378,14 +384,16 @@ class PCA(MomentsEstimator):
     ) -> dict[str, Any]:
         most = min(n, mean.size)
         k = self._choose(axes.variances, most)
-        total = float(np.sum(axes.variances))
         variances = axes.variances[:k].copy()
         components = np.ascontiguousarray(axes.components[:k])
-        noise = float(np.mean(axes.variances[k:most])) if k < most else 0.0
+        rest = axes.total - float(np.sum(variances))
+        noise = max(rest, 0.0) / (most - k) if k < most else 0.0
         return {
             "components_": components,
             "explained_variance_": variances,
-            "explained_variance_ratio_": variances / total if total > 0 else np.zeros(k),
+            "explained_variance_ratio_": (
+                variances / axes.total if axes.total > 0 else np.zeros(k)
+            ),
             "singular_values_": np.sqrt(variances * (weight_sum - 1.0)),
             "mean_": mean.copy(),
             "noise_variance_": noise,

@@ -114,9 +114,9 @@ def svd(
     batch = Batch("svd", a, nonfinite=nonfinite, errors=errors)
     if k is not None:
         k = _checks.integer("svd", "k", k, low=1, high=max(batch.k, 1))
-    if how == "randomized":
-        if k is None:
-            raise InvalidArgumentError("[svd] k must be given with method='randomized', got None")
+    if how == "randomized" and k is None:
+        raise InvalidArgumentError("[svd] k must be given with method='randomized', got None")
+    if how == "randomized" and k is not None and batch.k > 0:
         result = _randomized.svd(batch, k, seed=number, tol=share)
     else:
         result = _exact(batch)

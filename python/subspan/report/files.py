@@ -4,17 +4,15 @@ Every file of a report goes through :func:`write_atomic`, so one place turns a f
 clear error and leaves nothing half-written behind.
 """
 
-import contextlib
-import errno
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from subspan.errors import InvalidArgumentError, SubspanError
+from subspan._files import replacing
+from subspan.errors import InvalidArgumentError, OutputError
 
 __all__ = ["Entry", "OutputError", "write_atomic", "write_json", "write_safetensors"]
 
@@ -28,10 +26,6 @@ _DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-
-
-class OutputError(SubspanError, OSError):
-    """An output folder cannot be used, or a file in it could not be written."""
 
 
 class Entry(NamedTuple):
@@ -76,18 +70,9 @@ def write_atomic(path: Path, chunks: Iterable[bytes | memoryview], *, n_bytes: i
         The disk is full or the folder cannot be written; the temporary file is removed and an
         older file of the same name is left as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with _open(partial) as file:
-            for chunk in chunks:
-                file.write(chunk)
-        partial.replace(path)
-    except OSError as error:
-        _remove(partial)
-        raise _output_error(path, n_bytes, error) from error
-    except BaseException:
-        _remove(partial)
-        raise
+    with replacing(path, n_bytes=n_bytes) as partial, _open(partial) as file:
+        for chunk in chunks:
+            file.write(chunk)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -144,22 +129,3 @@ def write_safetensors(
             yield array.tobytes()
 
     write_atomic(path, chunks(), n_bytes=8 + len(head) + offset)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
-def _output_error(path: Path, n_bytes: int, error: OSError) -> OutputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        size = f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes} bytes"
-        return OutputError(
-            error.errno,
-            f"[write] the disk is full: {path.name} needs {size}; nothing half-written was left. "
-            "Free space there (or choose another folder) and run again",
-            str(path),
-        )
-    return OutputError(
-        error.errno, f"[write] cannot write the file: {error.strerror or error}", str(path)
-    )

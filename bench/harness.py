@@ -1,0 +1,443 @@
+"""What the benches share: facts about the machine, equal threads, fair timing, memory, output.
+
+A bench is a list of cases. A case has inputs, contenders (ours comes first) and a judge that
+measures the error of a result, for a fast wrong answer loses. Contenders take turns, round by
+round, so that what else happens on the machine hits all of them; ratios are formed within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import subspan
+import threadpoolctl
+
+SCHEMA = 1
+SIZES = ("full", "quick", "tiny")
+ROUNDS = {"full": 7, "quick": 3, "tiny": 1}
+# Seconds that one sample lasts at least: quicker calls are repeated.
+SHORTEST = {"full": 0.02, "quick": 0.02, "tiny": 0.0}
+
+Contender = Callable[[Any], Any]
+Judge = Callable[[Any, Any], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison on one input."""
+
+    name: str
+    make: Callable[[], Any]
+    contenders: Mapping[str, Contender]
+    judge: Judge
+    flops: float | None = None  # of the algorithm that is compared, for a rate in the table
+    memory: str = ""  # "peak": resident; "anonymous": without mapped files; "": not measured
+    rounds: int | None = None  # instead of the size's
+
+
+def available(module: str) -> bool:
+    """Whether a rival is installed; a bench runs without those that are not."""
+    return importlib.util.find_spec(module) is not None
+
+
+# ---- the machine -----------------------------------------------------------------------------
+
+
+def cpu_model() -> str:
+    """Return the CPU's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_gib() -> float:
+    """Return the machine's memory in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is compared."""
+    found = {}
+    for name in ("subspan", "numpy", "scipy", "torch", "scikit-learn", "threadpoolctl"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def gemm_rate(dtype: str, n: int) -> float:
+    """Return numpy's matrix product of order n, in GFLOP/s, best of 5."""
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(dtype)
+    best = min(_seconds(lambda _: a @ a, None) for _ in range(5))
+    return 2.0 * n**3 / best / 1e9
+
+
+def facts(threads: int, size: str) -> dict[str, Any]:
+    """Return everything that a figure depends on besides the code."""
+    n = {"full": 4096, "quick": 2048, "tiny": 64}[size]
+    blas = [
+        {
+            key: pool[key]
+            for key in ("user_api", "internal_api", "version", "architecture", "prefix")
+            if key in pool
+        }
+        | {"threads": pool["num_threads"], "ours": _is_ours(pool["filepath"])}
+        for pool in threadpoolctl.threadpool_info()
+    ]
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": round(memory_gib(), 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "subspan": subspan.show_config(),
+        "threads": threads,
+        "thread_pools": blas,
+        "openblas_environment": {k: v for k, v in os.environ.items() if k.startswith("OPENBLAS_")},
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "gemm_gflops": {t: round(gemm_rate(t, n), 1) for t in ("float32", "float64")},
+        "size": size,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def warn_about(environment: Mapping[str, str]) -> list[str]:
+    """Return what makes a comparison worthless or doubtful."""
+    said = []
+    if "OPENBLAS_CORETYPE" in environment:
+        said.append(
+            f"OPENBLAS_CORETYPE={environment['OPENBLAS_CORETYPE']} forces a kernel on numpy and "
+            "scipy and can halve their speed. Unset it: these figures are not a comparison."
+        )
+    if "SUBSPAN_CPU_LEVEL" in environment:
+        said.append(f"SUBSPAN_CPU_LEVEL={environment['SUBSPAN_CPU_LEVEL']} forces our kernels.")
+    if os.getloadavg()[0] > 1.5:
+        said.append(
+            f"The load average is {os.getloadavg()[0]:.1f}: something else runs. Trust ratios, not "
+            "times."
+        )
+    return said
+
+
+# ---- threads ---------------------------------------------------------------------------------
+
+
+def _is_ours(path: str) -> bool:
+    return "/subspan/" in path or "scipy_openblas32" in path
+
+
+@contextlib.contextmanager
+def equal_threads(n: int) -> Iterator[None]:
+    """Give every library n threads.
+
+    Our own BLAS is left alone: it runs single-threaded calls on our pool, and raises its threads
+    itself for a large matrix that comes alone.
+    """
+    controllers = threadpoolctl.ThreadpoolController().lib_controllers
+    rivals = [c for c in controllers if not _is_ours(c.filepath)]
+    before = [c.num_threads for c in rivals]
+    torch = sys.modules.get("torch")
+    torch_before = torch.get_num_threads() if torch else 0
+    try:
+        for controller in rivals:
+            controller.set_num_threads(n)
+        if torch:
+            torch.set_num_threads(n)
+        subspan.set_num_threads(n)
+        yield
+    finally:
+        for controller, number in zip(rivals, before, strict=True):
+            controller.set_num_threads(number)
+        if torch:
+            torch.set_num_threads(torch_before)
+        subspan.set_num_threads(None)
+
+
+# ---- time ------------------------------------------------------------------------------------
+
+
+def _seconds(run: Contender, inputs: Any, repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run(inputs)
+    return (time.perf_counter() - start) / repeats
+
+
+def _busy_seconds() -> float:
+    """Return the CPU seconds that all processes have used since boot; 0 where unknown."""
+    with contextlib.suppress(OSError):
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        user, nice, system, _idle, _wait, irq, soft = (int(f) for f in fields[:7])
+        return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def measure(case: Case, rounds: int, shortest: float) -> dict[str, Any]:
+    """Time all contenders of a case in turns; the first run of each is judged, not timed."""
+    inputs = case.make()
+    judged: dict[str, dict[str, float]] = {}
+    repeats: dict[str, int] = {}
+    for name, run in case.contenders.items():
+        judged[name] = case.judge(inputs, run(inputs))
+        repeats[name] = max(1, round(shortest / max(_seconds(run, inputs), 1e-7)))
+    seconds: dict[str, list[float]] = {name: [] for name in case.contenders}
+    gc.collect()
+    gc.disable()
+    wall, own, busy = time.perf_counter(), time.process_time(), _busy_seconds()
+    for _ in range(rounds):
+        for name, run in case.contenders.items():
+            seconds[name].append(_seconds(run, inputs, repeats[name]))
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    gc.enable()
+    foreign = max(0.0, _busy_seconds() - busy - own) / wall if busy else 0.0
+    ours = next(iter(case.contenders))
+    return {
+        "name": case.name,
+        "foreign_cores": round(foreign, 2),
+        "rows": [
+            _row(name, seconds[name], seconds[ours], case.flops, judged[name])
+            for name in case.contenders
+        ],
+    }
+
+
+def _row(
+    name: str, mine: list[float], ours: list[float], flops: float | None, errors: dict[str, float]
+) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(mine, ours, strict=True)]
+    median = statistics.median(mine)
+    return {
+        "contender": name,
+        "median_s": median,
+        "min_s": min(mine),
+        "max_s": max(mine),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "gflops": None if flops is None else flops / median / 1e9,
+        "errors": {key: float(value) for key, value in errors.items()},
+        "extra_mib": None,
+    }
+
+
+# ---- memory ----------------------------------------------------------------------------------
+
+
+def _status(field: str) -> float:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return float(line.split()[1]) / 1024
+    raise LookupError(field)
+
+
+def extra_memory(case: Case, contender: str) -> float:
+    """MiB that a contender takes on top of its input, at its peak. For a process of its own."""
+    inputs = case.make()
+    run = case.contenders[contender]
+    gc.collect()
+    if case.memory == "peak":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+        before = _status("VmRSS")
+        keep = run(inputs)
+        del keep
+        return _status("VmHWM") - before
+    # Pages of a mapped file are resident, but can be dropped at any time: count the others.
+    before = peak = _status("RssAnon")
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, _status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        keep = run(inputs)
+        del keep
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def _memory_of_all(script: str, case: Case, options: argparse.Namespace) -> dict[str, float]:
+    found = {}
+    for name in case.contenders:
+        command = [
+            sys.executable,
+            script,
+            "--size",
+            options.size,
+            "--threads",
+            str(options.threads),
+            "--memory-of",
+            case.name,
+            name,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            found[name] = round(float(done.stdout.split()[-1]), 1)
+        else:
+            print(f"memory of {name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+    return found
+
+
+# ---- output ----------------------------------------------------------------------------------
+
+
+def time_text(seconds: float) -> str:
+    """Return milliseconds with three digits."""
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def table(case: Mapping[str, Any]) -> list[list[str]]:
+    """Return a case as rows of cells, the header first; columns without content are left out."""
+    rows = case["rows"]
+    kinds = list(dict.fromkeys(key for row in rows for key in row["errors"]))
+    header = ["", "ms", "min-max", "x ours", "spread"]
+    header += ["GFLOP/s"] if any(row["gflops"] for row in rows) else []
+    header += kinds
+    header += ["extra MiB"] if any(row["extra_mib"] is not None for row in rows) else []
+    lines = [header]
+    for row in rows:
+        line = [
+            row["contender"],
+            time_text(row["median_s"]),
+            f"{time_text(row['min_s'])}-{time_text(row['max_s'])}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}",
+        ]
+        if "GFLOP/s" in header:
+            line.append("" if row["gflops"] is None else f"{row['gflops']:.0f}")
+        line += [f"{row['errors'][k]:.0e}" if k in row["errors"] else "" for k in kinds]
+        if "extra MiB" in header:
+            line.append("" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}")
+        lines.append(line)
+    return lines
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return cells as text in columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _print_facts(known: Mapping[str, Any]) -> None:
+    gemm = known["gemm_gflops"]
+    print(f"{known['cpu']}, {known['cores']} cores, {known['memory_gib']} GiB, {known['system']}")
+    print(
+        f"threads {known['threads']}, load {known['load_at_start']}, numpy's matrix product "
+        f"{gemm['float32']} GFLOP/s float32, {gemm['float64']} float64"
+    )
+    print("  ".join(f"{name} {number}" for name, number in known["versions"].items()))
+    print(
+        "  ".join(
+            f"{key}={value}"
+            for key, value in known["subspan"].items()
+            if key in {"cpu_level", "blas", "cuda"}
+        )
+    )
+    for pool in known["thread_pools"]:
+        print("  pool:", ", ".join(f"{key}={value}" for key, value in pool.items()))
+
+
+# ---- command line ----------------------------------------------------------------------------
+
+
+def _options(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--size", choices=SIZES, default="full")
+    size.add_argument(
+        "--quick",
+        dest="size",
+        action="store_const",
+        const="quick",
+        help="smaller inputs, 3 rounds, no memory",
+    )
+    parser.add_argument("--threads", type=int, default=subspan.get_num_threads())
+    parser.add_argument("--rounds", type=int, help="instead of 7, 3 (quick) or 1 (tiny)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--no-memory", action="store_true", help="skip the runs for memory")
+    parser.add_argument(
+        "--memory-of", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS
+    )
+    return parser.parse_args(argv)
+
+
+def main(
+    script: str,
+    cases: Callable[[str], Sequence[Case]],
+    doc: str,
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Run a bench from the command line; returns what it wrote."""
+    options = _options(doc, argv)
+    with equal_threads(options.threads):
+        chosen = [case for case in cases(options.size) if options.only in case.name]
+        if options.memory_of:
+            name, contender = options.memory_of
+            print(extra_memory(next(c for c in chosen if c.name == name), contender))
+            return {}
+        doubts = warn_about(os.environ)
+        for doubt in doubts:
+            print(f"!!! {doubt}", file=sys.stderr)
+        known = facts(options.threads, options.size)
+        _print_facts(known)
+        results: dict[str, Any] = {
+            "schema": SCHEMA,
+            "bench": Path(script).stem.removeprefix("bench_"),
+            "facts": known,
+            "doubts": doubts,
+            "cases": [],
+        }
+        for case in chosen:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of rivals; ours are tested elsewhere
+                rounds = options.rounds or case.rounds or ROUNDS[options.size]
+                result = measure(case, rounds, SHORTEST[options.size])
+            if case.memory and options.size == "full" and not options.no_memory:
+                extra = _memory_of_all(script, case, options)
+                for row in result["rows"]:
+                    row["extra_mib"] = extra.get(row["contender"])
+            results["cases"].append(result)
+            note = f"   ({result['foreign_cores']} cores used by others)"
+            print(f"\n{case.name}{note if result['foreign_cores'] > 0.15 else ''}")
+            print(aligned(table(result)), flush=True)
+    known["load_at_end"] = round(os.getloadavg()[0], 2)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.json.with_suffix(".partial")
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(options.json)
+    return results

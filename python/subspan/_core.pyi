@@ -1,0 +1,76 @@
+"""
+Native core of subspan. Private: use the functions of the subspan package.
+"""
+from __future__ import annotations
+import collections.abc
+import typing
+__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'set_num_threads', 'svd']
+def blas_name() -> str:
+    """
+    The BLAS behind the library.
+    """
+def cpu_level() -> str:
+    """
+    Instruction-set level in use: baseline, v3 or v4.
+    """
+def cross_moments_merge(state: tuple, other: tuple) -> None:
+    """
+    Merges a cross state into another.
+    """
+def cross_moments_update(x: typing.Any, y: typing.Any, weights: typing.Any, state: tuple, float64: bool) -> None:
+    """
+    Adds paired rows to a cross state.
+    """
+def describe(array: typing.Any) -> tuple[str, str, int, tuple, tuple, bool, int]:
+    """
+    What the reader sees: dtype, device, index, shape, strides, read-only, address.
+    """
+def eigh(a: typing.Any, values: typing.Any, vectors: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool) -> None:
+    """
+    Symmetric eigendecomposition of a batch [batch, n, n] into caller-owned outputs.
+    """
+def fill_normal(out: typing.Any, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Fills out [n] with the standard normals of (seed, stream, index).
+    """
+def get_num_threads() -> int:
+    """
+    Threads that primitives use.
+    """
+def group_sums(x: typing.Any, weights: typing.Any, ids: typing.Any, sums: typing.Any) -> None:
+    """
+    Adds the weighted sum of the rows of each group to sums [groups, d].
+    """
+def has_cuda() -> bool:
+    """
+    Whether the CUDA library and a device are present.
+    """
+def moments_merge(state: tuple, other: tuple) -> None:
+    """
+    Merges a moments state into another.
+    """
+def moments_update(x: typing.Any, weights: typing.Any, state: tuple, float64: bool, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Adds rows [n, d] to a moments state.
+    """
+def philox(counter: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"], key: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]) -> typing.Annotated[list[int], "FixedSize(4)"]:
+    """
+    One block of Philox4x32-10.
+    """
+def principal_axes(m2: typing.Any, denominator: typing.SupportsFloat | typing.SupportsIndex, components: typing.Any, variances: typing.Any, negative_tolerance: typing.SupportsFloat | typing.SupportsIndex) -> None:
+    """
+    Leading eigenpairs of m2 / denominator, descending, sign fixed.
+    """
+def qr(a: typing.Any, q: typing.Any, r: typing.Any, info: typing.Any, nonfinite: str) -> None:
+    """
+    Thin QR of a batch [batch, m, n] into caller-owned outputs.
+    """
+def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Sets the threads that primitives use; 0 returns to the default.
+    """
+def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool) -> None:
+    """
+    Thin SVD of a batch [batch, m, n] into caller-owned outputs.
+    """
+__version__: str = '0.1.0'

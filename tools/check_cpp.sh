@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Installs libsubspan, moves the installation, and builds and runs tests/cpp against it.
+#   tools/check_cpp.sh scipy-openblas   the OpenBLAS of the Python package, bundled
+#   tools/check_cpp.sh system           the LAPACK of this system, as static and as shared library
+set -euo pipefail
+cd "$(dirname "$0")/.."
+blas=$1
+python=$PWD/.venv/bin/python
+
+check() { # name, further CMake options
+  local name=$1 work=$PWD/build/cpp-$1 library
+  shift
+  rm -rf "$work/prefix" "$work/moved" "$work/consumer"
+  cmake --log-level=WARNING -S . -B "$work/build" -G Ninja -DSUBSPAN_BLAS="$blas" \
+    -DPython_EXECUTABLE="$python" -DSUBSPAN_CUDA="${SUBSPAN_CUDA:-AUTO}" "$@"
+  cmake --build "$work/build" --target install > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+  # Gone from where it was built and from where it was installed: only the moved tree is left.
+  mkdir "$work/moved"
+  mv "$work/prefix" "$work/moved/elsewhere"
+  mv "$work/build" "$work/hidden"
+  trap 'mv "$work/hidden" "$work/build"' EXIT
+  if grep -rlF "$PWD" --include='*.cmake' --include='*.hpp' "$work/moved"; then
+    echo "check_cpp: the files above name the build tree" >&2
+    exit 1
+  fi
+
+  cmake --log-level=WARNING -S tests/cpp -B "$work/consumer" -G Ninja \
+    -DCMAKE_PREFIX_PATH="$work/moved/elsewhere" -DCMAKE_BUILD_TYPE=Release
+  cmake --build "$work/consumer" > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+  ctest --test-dir "$work/consumer" --output-on-failure --no-tests=error
+  for program in svd eigh qr pca; do "$work/consumer/$program"; done
+
+  library=$(find "$work/moved/elsewhere" -name 'libsubspan.so' -o -name 'libsubspan.a')
+  if [[ $library == *.so ]]; then
+    echo "check_cpp: symbols of libsubspan.so"
+    if nm -D --defined-only "$library" | awk '{print $3}' | grep -vE '^_ZT?[ISV]?NK?7subspan2v0'; then
+      echo "check_cpp: the symbols above are exported, but not in subspan::v0" >&2
+      exit 1
+    fi
+    if readelf -d "$library" | grep -E 'R(UN)?PATH' | grep -F "$PWD"; then
+      echo "check_cpp: the library looks for its libraries in the build tree" >&2
+      exit 1
+    fi
+  fi
+  trap - EXIT
+  mv "$work/hidden" "$work/build"
+  echo "check_cpp: $name: fine"
+}
+
+if [[ $blas == system ]]; then
+  if ! python3 - <<'EOF'
+import ctypes.util, sys
+sys.exit(ctypes.util.find_library("lapack") is None and ctypes.util.find_library("openblas") is None)
+EOF
+  then
+    echo "check_cpp: SKIPPED: this system has no LAPACK (Debian: apt-get install liblapack-dev)" >&2
+    exit 0
+  fi
+  check system-static --install-prefix "$PWD/build/cpp-system-static/prefix"
+  check system-shared --install-prefix "$PWD/build/cpp-system-shared/prefix" -DBUILD_SHARED_LIBS=ON
+else
+  check "$blas" --install-prefix "$PWD/build/cpp-$blas/prefix"
+fi
