@@ -15,6 +15,8 @@ PACKAGE := pyproject.toml README.md LICENSE $(shell find python LICENSES -type f
 CXX_FILES = $(shell find csrc tests/cpp -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 CMAKE_FILES = CMakeLists.txt $(shell find cmake tests/cpp -name '*.cmake' -o -name CMakeLists.txt)
 
+GERSEMI := $(BIN)/gersemi -l 100 --indent 2 --no-warn-about-unknown-commands
+
 .PHONY: help build dev test unit pytest demo lint format stubs check-stubs docs bench cpp wheel
 .PHONY: sdist clean distclean
 .DELETE_ON_ERROR:
@@ -83,14 +85,14 @@ lint: $(STAMP)/package $(STAMP)/lint ## ruff, mypy, clang-format, gersemi, codes
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	$(BIN)/gersemi --check $(CMAKE_FILES)
+	$(GERSEMI) --check $(CMAKE_FILES)
 	$(BIN)/codespell
 
 format: $(STAMP)/lint ## rewrite Python, C++ and CMake files in the house style
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
-	$(BIN)/gersemi --in-place $(CMAKE_FILES)
+	$(GERSEMI) --in-place $(CMAKE_FILES)
 
 build/stubs/subspan/_core.pyi: $(STAMP)/package $(STAMP)/lint
 	$(BIN)/pybind11-stubgen subspan._core --output-dir build/stubs --exit-code
@@ -104,7 +106,7 @@ check-stubs: build/stubs/subspan/_core.pyi ## fails if the committed stubs are s
 docs: $(STAMP)/package $(STAMP)/docs ## HTML in build/docs; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs build/docs
 
-bench: $(STAMP)/package $(STAMP)/test ## all benchmarks: make bench ARGS=--smoke
+bench: $(STAMP)/package $(STAMP)/test ## all benchmarks: make bench ARGS=--quick
 	set -e; for file in bench/bench_*.py; do $(BIN)/python $$file $(ARGS); done
 
 cpp: $(STAMP)/tools ## install for C++, move, build and run tests/cpp against it

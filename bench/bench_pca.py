@@ -268,7 +268,7 @@ def cases(size: str) -> list[Case]:
     offset_rows, offset_columns = (500, 8) if size == "tiny" else (100_000, 64)
     return [
         pca_case(*tall, "float32", k, memory="peak"),
-        pca_case(*tall, "float32", None),
+        pca_case(*tall, "float32", None, rounds=None if size == "tiny" else 3),
         moment_case(*tall, "float32"),
         mapped_case(*tall, k),
         pca_case(*tall, "float64", k, rounds=None if size == "tiny" else 3),

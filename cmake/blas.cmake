@@ -20,7 +20,10 @@ if(NOT _blas STREQUAL "system")
     )
   endif()
   if(_openblas_missing AND _blas STREQUAL "scipy-openblas")
-    message(FATAL_ERROR "SUBSPAN_BLAS=scipy-openblas: pip install scipy-openblas32 for the Python that CMake finds (Python_EXECUTABLE), or use SUBSPAN_BLAS=system")
+    message(
+      FATAL_ERROR
+      "SUBSPAN_BLAS=scipy-openblas: pip install scipy-openblas32 for the Python that CMake finds (Python_EXECUTABLE), or use SUBSPAN_BLAS=system"
+    )
   elseif(_openblas_missing)
     set(_blas system)
   else()
@@ -29,13 +32,7 @@ if(NOT _blas STREQUAL "system")
 endif()
 
 if(_blas STREQUAL "scipy-openblas")
-  find_package(
-    OpenBLAS
-    CONFIG
-    REQUIRED
-    NO_DEFAULT_PATH
-    PATHS "${_openblas_dir}/cmake/openblas"
-  )
+  find_package(OpenBLAS CONFIG REQUIRED NO_DEFAULT_PATH PATHS "${_openblas_dir}/cmake/openblas")
   target_link_libraries(subspan_blas INTERFACE OpenBLAS::OpenBLAS)
   target_compile_definitions(subspan_blas INTERFACE SUBSPAN_BLAS_PREFIX=scipy_)
 else()

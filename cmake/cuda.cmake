@@ -7,7 +7,10 @@ include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   if(SUBSPAN_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "SUBSPAN_CUDA=ON: no CUDA compiler found (nvcc on PATH, or CMAKE_CUDA_COMPILER)")
+    message(
+      FATAL_ERROR
+      "SUBSPAN_CUDA=ON: no CUDA compiler found (nvcc on PATH, or CMAKE_CUDA_COMPILER)"
+    )
   endif()
   message(STATUS "subspan: CUDA off (no nvcc)")
   return()

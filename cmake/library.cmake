@@ -40,11 +40,7 @@ install(
   FILES_MATCHING
   PATTERN "*.hpp"
 )
-install(
-  EXPORT subspanTargets
-  NAMESPACE subspan::
-  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/subspan
-)
+install(EXPORT subspanTargets NAMESPACE subspan:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/subspan)
 configure_package_config_file(
   cmake/subspanConfig.cmake.in
   ${CMAKE_CURRENT_BINARY_DIR}/subspanConfig.cmake

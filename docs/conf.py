@@ -26,6 +26,7 @@ myst_heading_anchors = 3
 
 # Single backticks in docstrings are code, double ones too; links are made by :func: and the like.
 default_role = "code"
+smartquotes = False  # "auto" is a string to type
 autodoc_member_order = "bysource"
 # Shapes, dtypes and ranges stand in the docstrings; annotations would say `Any` beside them.
 autodoc_typehints = "none"

@@ -33,9 +33,9 @@ def run(stem, *arguments):
 @pytest.mark.filterwarnings("default")  # of rivals
 def test_bench_runs_and_writes_what_it_prints(stem, tmp_path, capsys):
     threads = subspan.get_num_threads()
-    results = run(stem, "--threads", "1", "--json", str(tmp_path / "out" / "results.json"))
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "results.json"]
+    results = run(stem, "--threads", "1", "--json", str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / f"{stem}.json").read_text()) == results
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / f"{stem}.json"]
     assert subspan.get_num_threads() == threads
     assert results["facts"]["threads"] == results["facts"]["subspan"]["threads"] == 1
     assert all(

@@ -4,15 +4,12 @@
 #   tools/check_cpp.sh system           the LAPACK of this system, as static and as shared library
 set -euo pipefail
 cd "$(dirname "$0")/.."
-blas=$1
-python=$PWD/.venv/bin/python
 
-check() { # name, further CMake options
+check() { # name, CMake options
   local name=$1 work=$PWD/build/cpp-$1 library
   shift
   rm -rf "$work/prefix" "$work/moved" "$work/consumer"
-  cmake --log-level=WARNING -S . -B "$work/build" -G Ninja -DSUBSPAN_BLAS="$blas" \
-    -DPython_EXECUTABLE="$python" -DSUBSPAN_CUDA="${SUBSPAN_CUDA:-AUTO}" "$@"
+  cmake --log-level=WARNING -S . -B "$work/build" -G Ninja --install-prefix "$work/prefix" "$@"
   cmake --build "$work/build" --target install > "$work/build.log" || { cat "$work/build.log"; exit 1; }
   # Gone from where it was built and from where it was installed: only the moved tree is left.
   mkdir "$work/moved"
@@ -47,17 +44,20 @@ check() { # name, further CMake options
   echo "check_cpp: $name: fine"
 }
 
-if [[ $blas == system ]]; then
-  if ! python3 - <<'EOF'
-import ctypes.util, sys
-sys.exit(ctypes.util.find_library("lapack") is None and ctypes.util.find_library("openblas") is None)
-EOF
-  then
-    echo "check_cpp: SKIPPED: this system has no LAPACK (Debian: apt-get install liblapack-dev)" >&2
-    exit 0
-  fi
-  check system-static --install-prefix "$PWD/build/cpp-system-static/prefix"
-  check system-shared --install-prefix "$PWD/build/cpp-system-shared/prefix" -DBUILD_SHARED_LIBS=ON
-else
-  check "$blas" --install-prefix "$PWD/build/cpp-$blas/prefix"
-fi
+case $1 in
+  scipy-openblas)
+    check scipy-openblas -DSUBSPAN_BLAS=scipy-openblas -DPython_EXECUTABLE="$PWD/.venv/bin/python"
+    ;;
+  system)
+    if ! echo 'int main() {}' | "${CXX:-c++}" -x c++ - -llapack -o /dev/null 2> /dev/null; then
+      echo "check_cpp: SKIPPED: no LAPACK on this system (Debian: apt-get install liblapack-dev)" >&2
+      exit 0
+    fi
+    check system-static -DSUBSPAN_BLAS=system -DSUBSPAN_CUDA=OFF
+    check system-shared -DSUBSPAN_BLAS=system -DSUBSPAN_CUDA=OFF -DBUILD_SHARED_LIBS=ON
+    ;;
+  *)
+    sed -n '2,4p' "$0" >&2
+    exit 2
+    ;;
+esac

@@ -70,7 +70,11 @@ def main() -> None:
         subprocess.run(install, check=True, env=environment, cwd=folder)
         for _ in range(2):  # the second time with warm file caches
             done = subprocess.run(
-                [python, "-c", PROBE], check=True, env=environment, cwd=folder, capture_output=True,
+                [python, "-c", PROBE],
+                check=True,
+                env=environment,
+                cwd=folder,
+                capture_output=True,
                 text=True,
             )
         print(done.stdout, end="")

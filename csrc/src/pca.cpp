@@ -166,7 +166,7 @@ void moments_on_cuda(context const& ctx, subspan_cuda_table const& cuda, strided
 
 }  // namespace
 
-inline namespace v0 {
+inline namespace SUBSPAN_ABI {
 
 template <class T>
 void moments_update(context const& ctx, strided_view<T const, 2> x,

@@ -24,7 +24,7 @@ def svd(batch: Batch, k: int, *, seed: int, tol: float | None) -> tuple[Any, Any
     vh = batch.empty(k, batch.n)
     missed = 0.0
     for b in range(batch.size):
-        a = _arrays.to_numpy(batch.rows[b])
+        a = _arrays.to_numpy(batch.rows[b, ...])
         if batch.nonfinite != "ignore" and not np.isfinite(a).all():
             if batch.nonfinite == "raise":
                 raise InvalidArgumentError(
@@ -44,7 +44,7 @@ def svd(batch: Batch, k: int, *, seed: int, tol: float | None) -> tuple[Any, Any
             f"[svd] the randomized factors of rank {k} have a relative error of {missed:.3g}, more "
             f"than tol={tol:g}: raise k, or use method='exact'",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return u, s, vh
 

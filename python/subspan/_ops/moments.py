@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -369,6 +368,8 @@ class Moments:
         FileFormatError
             The file is truncated or holds something else.
         """
+        import zipfile  # not needed by anybody who loads nothing
+
         kind = _format_of("Moments.load", path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"[Moments.load] path must be a file, got {path}")

@@ -34,13 +34,13 @@ class Whitening(MomentsEstimator):
     With the covariance ``C``, shrunk to ``S = (1 - rho) C + rho tr(C)/d I``, its eigenvalues ``L``,
     its eigenvectors ``V`` (as columns), and ``e = eps_rel * mean(L)``:
 
-    ========== ============================== ==============================================
-    kind       W                              property
-    ========== ============================== ==============================================
-    "pca"      ``(L + e)^-1/2 V^T``           sorted by variance, may drop directions
-    "zca"      ``V (L + e)^-1/2 V^T``         symmetric; closest to the input in mean square
-    "cholesky" inverse of G in ``G G^T = S + e I``  lower triangular: y_i uses x_1 .. x_i
-    ========== ============================== ==============================================
+    ========== ================================== ===========================================
+    kind       W                                  property
+    ========== ================================== ===========================================
+    "pca"      ``(L + e)^-1/2 V^T``               sorted by variance, may drop directions
+    "zca"      ``V (L + e)^-1/2 V^T``             symmetric; closest to x in mean square
+    "cholesky" ``G^-1`` with ``G G^T = S + e I``  lower triangular: y_i uses x_1 .. x_i
+    ========== ================================== ===========================================
 
     Parameters
     ----------
