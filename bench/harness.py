@@ -150,7 +150,13 @@ def warn_about(environment: Mapping[str, str]) -> list[str]:
 
 
 def _is_ours(path: str) -> bool:
-    return "/subspan/" in path or "scipy_openblas32" in path
+    """Whether a BLAS is the private copy: of a source install, a wheel, or a development build."""
+    folders = Path(path).parts[:-1]
+    return (
+        folders[-2:] == ("subspan", ".libs")
+        or folders[-1:] == ("subspan.libs",)
+        or "scipy_openblas32" in folders
+    )
 
 
 @contextlib.contextmanager
@@ -328,24 +334,19 @@ def table(case: Mapping[str, Any]) -> list[list[str]]:
     """Return a case as rows of cells, the header first; columns without content are left out."""
     rows = case["rows"]
     kinds = list(dict.fromkeys(key for row in rows for key in row["errors"]))
-    header = ["", "ms", "min-max", "x ours", "spread"]
-    header += ["GFLOP/s"] if any(row["gflops"] for row in rows) else []
-    header += kinds
-    header += ["extra MiB"] if any(row["extra_mib"] is not None for row in rows) else []
+    many = any(row["min_s"] < row["max_s"] for row in rows)
+    rated = any(row["gflops"] for row in rows)
+    weighed = any(row["extra_mib"] is not None for row in rows)
+    header = ["", "ms", *(["min-max"] if many else []), "x ours", *(["spread"] if many else [])]
+    header += ["GFLOP/s"] * rated + kinds + ["extra MiB"] * weighed
     lines = [header]
     for row in rows:
-        line = [
-            row["contender"],
-            time_text(row["median_s"]),
-            f"{time_text(row['min_s'])}-{time_text(row['max_s'])}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}",
-        ]
-        if "GFLOP/s" in header:
-            line.append("" if row["gflops"] is None else f"{row['gflops']:.0f}")
+        span = [f"{time_text(row['min_s'])}-{time_text(row['max_s'])}"] * many
+        spread = [f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"] * many
+        line = [row["contender"], time_text(row["median_s"]), *span, f"{row['ratio']:.2f}", *spread]
+        line += ["" if row["gflops"] is None else f"{row['gflops']:.0f}"] * rated
         line += [f"{row['errors'][k]:.0e}" if k in row["errors"] else "" for k in kinds]
-        if "extra MiB" in header:
-            line.append("" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}")
+        line += ["" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"] * weighed
         lines.append(line)
     return lines
 
@@ -388,6 +389,9 @@ def _options(doc: str, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", choices=SIZES, default="full")
+    size.add_argument(
+        "--smoke", dest="size", action="store_const", const="tiny", help="does it run at all"
+    )
     size.add_argument(
         "--quick",
         dest="size",

@@ -62,7 +62,7 @@ def svd_matrix(kind, m, n, dtype, rng):
         "clustered": lambda: with_values(m, n, spectrum("clustered", k, dtype), rng),
         "duplicate columns": lambda: normal[:, j[0] // 2],
         "zero columns": lambda: normal * (j % 3 != 1),
-        "rank one": lambda: np.cumprod(np.full((m, 1), 1.1)) [:, None] * np.cumprod(np.full(n, 0.9)),
+        "rank one": lambda: np.cumprod(np.full((m, 1), 1.1))[:, None] * np.cumprod(np.full(n, 0.9)),
         "graded": lambda: normal * 10.0 ** (-30.0 * j / max(n - 1, 1)),
         "equal values": lambda: 7.0 * with_values(m, n, np.ones(k), rng),
         "close pairs": lambda: with_values(

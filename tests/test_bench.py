@@ -26,7 +26,7 @@ def bench_on_path(monkeypatch):
 
 def run(stem, *arguments):
     """Run a bench at its smallest size, in this process."""
-    return importlib.import_module(f"bench_{stem}").main(["--size", "tiny", *arguments])
+    return importlib.import_module(f"bench_{stem}").main(["--smoke", *arguments])
 
 
 @pytest.mark.parametrize("stem", ["svd", "eigh", "qr", "pca"])
@@ -126,6 +126,19 @@ def test_a_forced_blas_kernel_is_called_out():
         for s in harness.warn_about({"OPENBLAS_CORETYPE": "Haswell"})
     )
     assert not any("OPENBLAS" in said for said in harness.warn_about({}))
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [
+        ("lib/site-packages/subspan/.libs/libscipy_openblas.so", True),
+        ("lib/site-packages/subspan.libs/libscipy_openblas-1f.so", True),
+        ("lib/site-packages/scipy_openblas32/lib/libscipy_openblas.so", True),
+        ("subspan/.venv/lib/site-packages/numpy.libs/libscipy_openblas64_-1f.so", False),
+    ],
+)
+def test_our_own_blas_is_told_from_others(path, ours):
+    assert importlib.import_module("harness")._is_ours(path) is ours
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
