@@ -69,7 +69,8 @@ def fill(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
     def place(found: re.Match[str]) -> str:
         start, stem, pattern, end = found.groups()
-        if stem not in results:
+        names = [case["name"] for case in results.get(stem, {"cases": []})["cases"]]
+        if not any(fnmatchcase(name, pattern) for name in names):
             return found[0]
         return f"{start}\n{text(results[stem], pattern)}\n\n{end}"
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the source tre
 def bench_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     yield
-    for name in ("harness", "batched", "compare", "publish"):
+    for name in ("harness", "machine", "batched", "compare", "publish"):
         sys.modules.pop(name, None)
 
 
@@ -108,7 +108,7 @@ def test_compare_refuses_runs_of_different_machines(tmp_path, capsys):
 
 def test_publish_fills_marked_places_only():
     publish = importlib.import_module("publish")
-    rest = "b\n<!-- bench:qr * -->\nc\n<!-- /bench -->\n"
+    rest = "b\n<!-- bench:qr * -->\nc\n<!-- /bench -->\n<!-- bench:svd 2* -->\n<!-- /bench -->\n"
     page = f"a\n<!-- bench:svd svd 1x* -->\nold\n<!-- /bench -->\n{rest}"
     filled = publish.fill(page, {"svd": result(0.25, 0.5)})
     assert "old" not in filled
@@ -120,12 +120,12 @@ def test_publish_fills_marked_places_only():
 
 
 def test_a_forced_blas_kernel_is_called_out():
-    harness = importlib.import_module("harness")
+    machine = importlib.import_module("machine")
     assert any(
         "OPENBLAS_CORETYPE=Haswell" in s
-        for s in harness.warn_about({"OPENBLAS_CORETYPE": "Haswell"})
+        for s in machine.warn_about({"OPENBLAS_CORETYPE": "Haswell"})
     )
-    assert not any("OPENBLAS" in said for said in harness.warn_about({}))
+    assert not any("OPENBLAS" in said for said in machine.warn_about({}))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_forced_blas_kernel_is_called_out():
     ],
 )
 def test_our_own_blas_is_told_from_others(path, ours):
-    assert importlib.import_module("harness")._is_ours(path) is ours
+    assert importlib.import_module("machine").is_ours(path) is ours
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")

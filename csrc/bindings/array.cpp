@@ -32,7 +32,7 @@ array_ref read_numpy(py::array const& array, std::string const& who) {
     out.dtype = size == 8 ? dtype::int64 : size == 4 ? dtype::int32 : dtype::other;
   else if (out.dtype_name == "bfloat16")  // ml_dtypes
     out.dtype = dtype::bfloat16;
-  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
+  for (py::ssize_t axis = 0; axis < array.ndim() && size > 0; ++axis) {
     if (array.shape(axis) > 1 && array.strides(axis) % size != 0)
       raise("DtypeError", who + " must have strides that are multiples of its element size, got " +
                               std::to_string(array.strides(axis)) + " bytes");

@@ -39,6 +39,7 @@ struct strided_view {
 
   /// C order without gaps.
   bool is_row_major() const noexcept {
+    if (size() == 0) return true;  // nothing can be out of place
     index_t expected = 1;
     for (int axis = Rank - 1; axis >= 0; --axis) {
       if (shape[axis] > 1 && strides[axis] != expected) return false;

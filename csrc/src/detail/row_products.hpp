@@ -65,6 +65,8 @@ struct row_weights {
       sum += w;
       square_sum += w * w;
     }
+    expects(std::isfinite(square_sum), function,
+            "weights must have squares whose sum float64 can hold, got a sum of weights of ", sum);
   }
   double operator[](index_t i) const { return view ? (*view)(i) : 1.0; }
 };
@@ -123,7 +125,8 @@ class operand {
 
   /// True if the block is fit for products in P around this shift.
   template <class P>
-  bool end_pack(row_weights const& weights, index_t begin, index_t end) {
+  bool end_pack(product_kernels<P> const& kernels, row_weights const& weights, index_t begin,
+                index_t end, P const* panels) {
     for (index_t s = 1; s < slices_of(end - begin); ++s)
       for (index_t j = 0; j < d; ++j) {
         sums_[j] += sums_[s * d + j];
@@ -131,7 +134,7 @@ class operand {
       }
     block_weight = 0;
     for (index_t i = begin; i < end; ++i) block_weight += weights[i];
-    return judge<P>();
+    return judge(kernels, end - begin, panels);
   }
 
   /// The sums say that this block's mean is `offset` away from the shift.
@@ -187,23 +190,32 @@ class operand {
     }
   }
 
-  /// Products in float need |v| in a range whose squares neither overflow nor vanish, and a shift
-  /// near the mean, or digits cancel in the correction by the mean.
+  /// Products in float need every column in a range whose squares neither overflow nor vanish, and
+  /// a shift near the mean, or digits cancel in the correction by the mean.
   template <class P>
-  bool judge() {
+  bool judge(product_kernels<P> const& kernels, index_t count, P const* panels) {
     constexpr double low = sizeof(P) == 4 ? 0x1p-80 : 0, high = sizeof(P) == 4 ? 0x1p80 : 0x1p1000;
-    double largest = 0;
-    bool finite = true;
-    drifted = false;
+    drifted = out_of_range = false;
     for (index_t j = 0; j < d; ++j) {
+      double const square = squares_[j] / static_cast<double>(count);
       offset[j] = block_weight > 0 ? sums_[j] / block_weight : 0;
       double const power = block_weight > 0 ? squares_[j] / block_weight : 0;
-      finite &= std::isfinite(offset[j]) && std::isfinite(power);
-      largest = std::max(largest, power);
       drifted |= offset[j] * offset[j] > 0.8 * power;  // mean^2 > 4 variance
+      bool const fits = square >= low && square <= high && std::isfinite(offset[j]);
+      // All zeros is fine; squares that have vanished are not.
+      if (!fits && !(square == 0 && is_zero(kernels, count, panels, j))) out_of_range = true;
     }
-    out_of_range = !finite || !(largest >= low && largest <= high);
     return !drifted && !out_of_range;
+  }
+
+  template <class P>
+  bool is_zero(product_kernels<P> const& kernels, index_t count, P const* panels, index_t j) const {
+    for (index_t r = 0; r < count; ++r) {
+      P const* const slice = panels + r / k_slice * k_slice * padded;
+      index_t const width = kernels.width;
+      if (slice[j / width * width * k_slice + r % k_slice * width + j % width] != 0) return false;
+    }
+    return true;
   }
 
   template <class P>
@@ -252,8 +264,8 @@ class row_products {
   /// Runs over all rows; `weight`, `mean_x`, `mean_y` start as the state's and end as those of the
   /// state with these rows. The sums then hold what is to be added to the state's matrix.
   void run(double& weight, double* mean_x, double* mean_y) {
-    seed_shift(x_, weight, mean_x);
-    if (y_) seed_shift(*y_, weight, mean_y);
+    x_.guess_shift(weights_, slices_ * k_slice);
+    if (y_) y_->guess_shift(weights_, slices_ * k_slice);
     auto const keep = [&] {
       record();
       if (records_ == k_records) fold(weight, mean_x, mean_y);
@@ -332,13 +344,6 @@ class row_products {
     return std::min(round_up(slices, lanes_), whole);
   }
 
-  void seed_shift(operand<T>& side, double weight, double const* mean) {
-    if (weight > 0)
-      std::copy_n(mean, side.d, side.shift.data());
-    else
-      side.guess_shift(weights_, slices_ * k_slice);
-  }
-
   /// Packed rows of one block of both factors.
   template <class P>
   struct packed {
@@ -409,13 +414,13 @@ class row_products {
   template <class P>
   bool settle(operand<T>& side, product_kernels<P> const& kernels, index_t begin, index_t end,
               P* panels) {
-    if (side.template end_pack<P>(weights_, begin, end)) return true;
+    if (side.end_pack(kernels, weights_, begin, end, panels)) return true;
     if (side.out_of_range) return false;
     side.move_shift();
     side.template begin_pack<P>();
     parallel_for(ctx_, slices_of(end - begin), 1,
                  [&](index_t s, index_t) { side.pack(kernels, weights_, begin, end, s, panels); });
-    side.template end_pack<P>(weights_, begin, end);
+    side.end_pack(kernels, weights_, begin, end, panels);
     return !side.out_of_range;
   }
 
