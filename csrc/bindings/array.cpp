@@ -79,8 +79,10 @@ array_ref read_tensor(dlpack::tensor const& tensor, bool read_only, std::string 
   }
   out.dtype = to_dtype(tensor.dtype);
   constexpr char const* codes[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
-  out.dtype_name = (tensor.dtype.code < 7 ? codes[tensor.dtype.code] : "type code ") +
-                   std::to_string(tensor.dtype.bits);
+  out.dtype_name =
+      (tensor.dtype.code < 7 ? codes[tensor.dtype.code]
+                             : "DLPack type " + std::to_string(tensor.dtype.code) + " of bits ") +
+      std::to_string(tensor.dtype.bits);
   out.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
   if (tensor.strides != nullptr) {
     out.strides.assign(tensor.strides, tensor.strides + tensor.ndim);

@@ -128,11 +128,19 @@ inline context make_context(std::uintptr_t stream = 0) {
   return ctx;
 }
 
-/// Runs the primitive without the GIL.
+/// Runs the primitive without the GIL. Its errors name the Python function that was called.
 template <class Body>
-void without_gil(Body&& body) {
+void without_gil(char const* function, Body&& body) {
   pybind11::gil_scoped_release const released;
-  body();
+  try {
+    body();
+  } catch (error const& thrown) {
+    std::string const text = thrown.what();
+    auto const end = text.find(']');
+    // What an environment variable is to blame for keeps its name.
+    if (text.rfind("[SUBSPAN_", 0) == 0 || end == std::string::npos) throw;
+    throw error(thrown.kind(), std::string("[") + function + text.substr(end));
+  }
 }
 
 inline decomposition_params make_params(std::string const& nonfinite, bool raise_no_convergence) {

@@ -56,7 +56,7 @@ void moments_update_py(py::object x, py::object weights, py::tuple state, bool f
   visit_storage(rows, function, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto const in = view_of<T const, 2>(rows, function, "x");
-    without_gil([&] {
+    without_gil(function, [&] {
       moments_update<T>(make_context(stream), in, w.view(), target.view(), to_precision(float64));
     });
   });
@@ -72,7 +72,7 @@ void cross_moments_update_py(py::object x, py::object y, py::object weights, py:
     using T = typename decltype(tag)::type;
     auto const in_x = view_of<T const, 2>(left, function, "x");
     auto const in_y = view_of<T const, 2>(right, function, "y");
-    without_gil([&] {
+    without_gil(function, [&] {
       cross_moments_update<T>(make_context(), in_x, in_y, w.view(), target.view(),
                               to_precision(float64));
     });
@@ -88,7 +88,8 @@ void group_sums_py(py::object x, py::object weights, py::object ids, py::object 
   visit_storage(rows, function, "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto const in = view_of<T const, 2>(rows, function, "x");
-    without_gil([&] { group_sums<T>(make_context(), in, w.view(), labels.view(), out.view()); });
+    without_gil(function,
+                [&] { group_sums<T>(make_context(), in, w.view(), labels.view(), out.view()); });
   });
 }
 
@@ -106,14 +107,15 @@ void bind_pca(py::module_& m) {
       "moments_merge",
       [](py::tuple state, py::tuple other) {
         moments_argument const a(state, "Moments.merge"), b(other, "Moments.merge");
-        without_gil([&] { moments_merge(make_context(), a.view(), b.view()); });
+        without_gil("Moments.merge", [&] { moments_merge(make_context(), a.view(), b.view()); });
       },
       py::arg("state"), py::arg("other"), "Merges a moments state into another.");
   m.def(
       "cross_moments_merge",
       [](py::tuple state, py::tuple other) {
         cross_argument const a(state, "Moments.merge"), b(other, "Moments.merge");
-        without_gil([&] { cross_moments_merge(make_context(), a.view(), b.view()); });
+        without_gil("Moments.merge",
+                    [&] { cross_moments_merge(make_context(), a.view(), b.view()); });
       },
       py::arg("state"), py::arg("other"), "Merges a cross state into another.");
   m.def(
@@ -124,7 +126,7 @@ void bind_pca(py::module_& m) {
         argument<double const, 2> const in(m2, function, "m2");
         argument<double, 2> const axes(components, function, "components");
         argument<double, 1> const values(variances, function, "variances");
-        without_gil([&] {
+        without_gil(function, [&] {
           principal_axes(make_context(), in.view(), denominator, axes.view(), values.view(),
                          negative_tolerance);
         });

@@ -16,7 +16,7 @@ void bind_qr(py::module_& m) {
           using T = typename decltype(tag)::type;
           auto const in = view_of<T const, 3>(input, "qr", "a");
           argument<T, 3> const out_q(q, "qr", "q"), out_r(r, "qr", "r");
-          without_gil([&] {
+          without_gil("qr", [&] {
             subspan::qr<T>(make_context(), in, out_q.view(), out_r.view(), status.view(),
                            make_params(nonfinite, true));
           });

@@ -16,7 +16,7 @@ void bind_random(py::module_& m) {
         visit_real(target, "fill_normal", "out", [&](auto tag) {
           using T = typename decltype(tag)::type;
           auto const view = view_of<T, 1>(target, "fill_normal", "out");
-          without_gil([&] { fill_normal<T>(make_context(), view, seed, stream); });
+          without_gil("fill_normal", [&] { fill_normal<T>(make_context(), view, seed, stream); });
         });
       },
       py::arg("out"), py::arg("seed"), py::arg("stream"),

@@ -87,7 +87,7 @@ void move_mean(double share, strided_view<double, 1> mean, strided_view<double, 
 void leading_pairs(context const& ctx, char const* function, index_t d, index_t k, double* matrix,
                    double* values, double* vectors) {
   int const n = static_cast<int>(d), wanted = static_cast<int>(k);
-  bool const all = 3 * k > d;
+  bool const all = 8 * k > d;
   detail::workspace<int> support(ctx, 2 * d);
   detail::workspace<double> every(ctx, all ? d : 0);
   int info = 0;

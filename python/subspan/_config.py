@@ -15,8 +15,9 @@ def set_num_threads(n: int | None) -> None:
     """Set how many threads the primitives use.
 
     Takes precedence over ``SUBSPAN_NUM_THREADS``, ``OMP_NUM_THREADS`` and the CPUs that the process
-    may run on, in this order. Results do not depend on it, but for a single large matrix in `svd`,
-    `eigh`, `qr` and `PCA.fit` (256 rows and columns or more), where the last bits may.
+    may run on, in this order. Results do not depend on it, but for large matrices (512 rows and
+    columns or more) that are fewer than the threads in `svd`, `eigh` and `qr`, and for `PCA.fit`
+    with as many columns, where the last bits may.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def describe(array: typing.Any) -> tuple[str, str, int, tuple, tuple, bool, int]
     """
     What the reader sees: dtype, device, index, shape, strides, read-only, address.
     """
-def eigh(a: typing.Any, values: typing.Any, vectors: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool) -> None:
+def eigh(a: typing.Any, values: typing.Any, vectors: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'eigh') -> None:
     """
     Symmetric eigendecomposition of a batch [batch, n, n] into caller-owned outputs.
     """
@@ -69,7 +69,7 @@ def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets the threads that primitives use; 0 returns to the default.
     """
-def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool) -> None:
+def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd') -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
     """

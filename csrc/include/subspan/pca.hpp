@@ -45,10 +45,11 @@ enum class moments_precision {
 /// The state is untouched if the call throws: error{invalid_argument} for NaN or infinity in a row
 /// of positive weight (names the row and the column), for a negative or non-finite weight, and for
 /// sums beyond float64's range.
-/// Error of an m2 entry for float input, relative to sqrt(m2_ii m2_jj): about 1e-7, independent of
-/// n and of the means; 1e-15 with float64 products. Same bits for any number of threads.
-/// Cost n d^2 flops; scratch: 8 (d + 64)^2 bytes for each of 1 (d > 384) to 16 (d small) row
-/// lanes, about 8 MiB of packed rows, O(d) more per block.
+/// Error of an m2 entry for float input, relative to sqrt(m2_ii m2_jj): typically 1e-7, at most
+/// 256 2^-24 = 1.5e-5, independent of n and of the means; 1e-15 with float64 products. Same bits
+/// for any number of threads.
+/// Cost n d^2 flops; scratch: 8 (d + 64)^2 bytes for each of 1 (d > 384) to 24 (d <= 128) row
+/// lanes, about 14 MiB of packed rows, O(d) more per block.
 template <class T>
 void moments_update(context const& ctx, strided_view<T const, 2> x,
                     std::optional<strided_view<double const, 1>> weights, moments_view state,
@@ -84,7 +85,7 @@ void group_sums(context const& ctx, strided_view<T const, 2> x,
 /// Negative eigenvalues down to -negative_tolerance times the largest are rounding and become 0;
 /// one below throws error{invalid_argument} (only the k that are returned are seen). The default
 /// suits products in float; 100 d 2^-52 suits products in double.
-/// O(d^3); scratch about 3 d^2 doubles. The last bits may depend on the threads for d >= 256.
+/// O(d^3); scratch about 3 d^2 doubles. The last bits may depend on the threads for d >= 512.
 void principal_axes(context const& ctx, strided_view<double const, 2> m2, double denominator,
                     strided_view<double, 2> components, strided_view<double, 1> variances,
                     double negative_tolerance = 1e-4);

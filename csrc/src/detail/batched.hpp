@@ -16,9 +16,13 @@
 
 namespace subspan::detail {
 
-/// From this size on a matrix that comes alone is handed to LAPACK with all threads, whose number
-/// may then show in the last bits.
-inline constexpr index_t k_large_matrix = 256;
+/// From this size on matrices that are fewer than the threads are handed to LAPACK with all
+/// threads, whose number may then show in the last bits.
+inline constexpr index_t k_large_matrix = 512;
+
+/// Flops, roughly, that a chunk must be worth: handing less to another thread costs more time than
+/// it saves.
+inline constexpr double k_chunk_flops = 1e6;
 
 inline constexpr std::int32_t k_info_nonfinite = -1;
 
@@ -99,7 +103,11 @@ void for_each_matrix(context const& ctx, char const* function, strided_view<T co
     range(0, batch);
   } else {
     blas_scope const scope;
-    parallel_for(ctx, batch, std::clamp<index_t>(batch / (8 * threads), 1, 256), range);
+    double const flops = 20.0 * static_cast<double>(a.shape[1] * a.shape[2]) *
+                         static_cast<double>(std::min(a.shape[1], a.shape[2]));
+    auto const least = static_cast<index_t>(k_chunk_flops / std::max(flops, 1.0)) + 1;
+    parallel_for(ctx, batch, std::max(std::clamp<index_t>(batch / (8 * threads), 1, 256), least),
+                 range);
   }
   index_t failed = 0, first = -1;
   for (index_t b = 0; b < batch; ++b) {

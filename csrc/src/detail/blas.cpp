@@ -1,7 +1,9 @@
 #include "detail/blas.hpp"
 
+#include <algorithm>
 #include <mutex>
 #include <shared_mutex>
+#include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -44,7 +46,9 @@ blas_scope::blas_scope(int threads) : raised_(threads > 1) {
     return;
   }
   g_blas->lock();
-  set_threads(threads);
+  // More threads than CPUs make OpenBLAS slower by orders of magnitude: its workers spin.
+  set_threads(
+      std::min(threads, std::max(1, static_cast<int>(std::thread::hardware_concurrency()))));
 }
 
 blas_scope::~blas_scope() {

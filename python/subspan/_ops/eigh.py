@@ -29,7 +29,7 @@ class EighInfo(NamedTuple):
     values: Any
     vectors: Any
     info: npt.NDArray[np.int32]
-    """(...) 0: fine, -1: NaN or infinity in the matrix, > 0: so many values did not converge."""
+    """(...) 0 if fine, -1 for NaN or infinity in the matrix, n > 0 if n values did not converge."""
 
 
 def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | EighInfo:
@@ -61,7 +61,8 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     Notes
     -----
     LAPACK syevd, O(n³) per matrix, the batch spread over our threads; results depend on neither
-    the batch nor the threads, but for the last bits of a matrix that comes alone with n >= 256.
+    the batch nor the threads, but for the last bits where n >= 512 and
+    there are fewer matrices than threads.
 
     Examples
     --------
@@ -72,7 +73,9 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     """
     batch = _square("eigh", a, nonfinite, errors)
     values, vectors = batch.empty(batch.n), batch.empty(batch.n, batch.n)
-    _core.eigh(batch.rows, values, vectors, batch.info, batch.nonfinite, batch.raising)
+    _core.eigh(
+        batch.rows, values, vectors, batch.info, batch.nonfinite, batch.raising, batch.function
+    )
     result = Eigh(batch.deliver(values), batch.deliver(vectors))
     return result if batch.raising else EighInfo(*result, batch.status())
 
@@ -98,7 +101,7 @@ def eigvalsh(a: Any, *, nonfinite: str = "raise") -> Any:
     """
     batch = _square("eigvalsh", a, nonfinite, "raise")
     values = batch.empty(batch.n)
-    _core.eigh(batch.rows, values, None, batch.info, batch.nonfinite, True)
+    _core.eigh(batch.rows, values, None, batch.info, batch.nonfinite, True, batch.function)
     return batch.deliver(values)
 
 

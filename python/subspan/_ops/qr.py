@@ -44,7 +44,7 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     -----
     LAPACK geqrf and orgqr, O(m n min(m, n)) per matrix, the batch spread over our threads. q is
     orthonormal to rounding whatever the rank of ``a``; results depend on neither the batch nor the
-    threads, but for the last bits of a matrix that comes alone with min(m, n) >= 256.
+    threads, but for the last bits where min(m, n) >= 512 and there are fewer matrices than threads.
 
     Examples
     --------

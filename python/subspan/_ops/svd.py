@@ -33,7 +33,7 @@ class SVDInfo(NamedTuple):
     s: Any
     vh: Any
     info: npt.NDArray[np.int32]
-    """(...) 0: fine, -1: NaN or infinity in the matrix, > 0: so many values did not converge."""
+    """(...) 0 if fine, -1 for NaN or infinity in the matrix, n > 0 if n values did not converge."""
 
 
 def svd(
@@ -91,9 +91,10 @@ def svd(
     Notes
     -----
     Exact: O(m n min(m, n)) flops per matrix, gesdd per matrix with the batch spread over our
-    threads. A matrix's result does not depend on the others nor on the number of threads, but for
-    a matrix that comes alone with min(m, n) >= 256, where LAPACK itself runs on all threads and
-    the last bits may differ. Randomized: (2 q + 2) products with k + p columns, q <= 10.
+    threads. A matrix's result does not depend on the others nor on the number of threads, but
+    where min(m, n) >= 512 and there are fewer matrices than threads: LAPACK itself then runs on
+    all of them and the last bits may differ. Randomized: (2 q + 2) products with k + p columns,
+    q <= 10.
 
     References
     ----------
@@ -156,14 +157,14 @@ def svdvals(a: Any, *, nonfinite: str = "raise") -> Any:
     """
     batch = Batch("svdvals", a, nonfinite=nonfinite)
     s = batch.empty(batch.k)
-    _core.svd(batch.rows, s, None, None, batch.info, batch.nonfinite, True)
+    _core.svd(batch.rows, s, None, None, batch.info, batch.nonfinite, True, batch.function)
     return batch.deliver(s)
 
 
 def _exact(batch: Batch) -> tuple[Any, Any, Any]:
     u, s = batch.empty(batch.m, batch.k), batch.empty(batch.k)
     vh = batch.empty(batch.k, batch.n)
-    _core.svd(batch.rows, s, u, vh, batch.info, batch.nonfinite, batch.raising)
+    _core.svd(batch.rows, s, u, vh, batch.info, batch.nonfinite, batch.raising, batch.function)
     return u, s, vh
 
 
