@@ -58,7 +58,13 @@ def available(module: str) -> bool:
 # ---- time ------------------------------------------------------------------------------------
 
 
+# Workers of OpenBLAS and OpenMP spin for tens of milliseconds after a call: whoever comes next
+# would be timed on cores that are not free.
+_SETTLE = 0.2  # seconds
+
+
 def _seconds(run: Contender, inputs: Any, repeats: int = 1) -> float:
+    time.sleep(_SETTLE)
     start = time.perf_counter()
     for _ in range(repeats):
         run(inputs)
@@ -96,6 +102,7 @@ def measure(case: Case, rounds: int, shortest: float) -> dict[str, Any]:
         for name, run in case.contenders.items():
             seconds[name].append(_seconds(run, inputs, repeats[name]))
     wall, own = time.perf_counter() - wall, time.process_time() - own
+    wall -= _SETTLE * rounds * len(case.contenders)
     gc.enable()
     foreign = max(0.0, _busy_seconds() - busy - own) / wall if busy else 0.0
     ours = next(iter(case.contenders))
