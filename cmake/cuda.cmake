@@ -21,7 +21,15 @@ endif()
 enable_language(CUDA)
 message(STATUS "subspan: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
-add_library(subspan_cuda SHARED csrc/src/pca.cu)
+add_library(
+  subspan_cuda
+  SHARED
+  csrc/src/detail/cuda_table.cu
+  csrc/src/eigh.cu
+  csrc/src/pca.cu
+  csrc/src/qr.cu
+  csrc/src/svd.cu
+)
 set_target_properties(
   subspan_cuda
   PROPERTIES

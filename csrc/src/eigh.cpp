@@ -95,9 +95,17 @@ void eigh(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> val
   detail::check_batch("eigh", a, info);
   detail::check_output<T, 2>("eigh", "values", values, {batch, n}, a);
   if (vectors) detail::check_output<T, 3>("eigh", "vectors", *vectors, {batch, n, n}, a);
-  detail::for_each_matrix(ctx, "eigh", a, info, params, [&] {
-    return eigh_worker<T>(ctx, a, values, vectors, params.nonfinite);
-  });
+  detail::route(
+      "eigh", a.device,
+      [&] {
+        detail::for_each_matrix(ctx, "eigh", a, info, params, [&] {
+          return eigh_worker<T>(ctx, a, values, vectors, params.nonfinite);
+        });
+      },
+      [&](subspan_cuda_table const& cuda) {
+        detail::decompose_on_cuda<T>(ctx, "eigh", cuda.eigh, a, values.data,
+                                     vectors ? vectors->data : nullptr, nullptr, info, params);
+      });
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                            \

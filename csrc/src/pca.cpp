@@ -119,14 +119,6 @@ constexpr bool in_double(moments_precision precision) {
   return sizeof(T) == 8 || precision == moments_precision::float64;
 }
 
-template <class T>
-constexpr std::int32_t cuda_dtype() {
-  if constexpr (std::is_same_v<T, half>) return subspan_cuda_half;
-  if constexpr (std::is_same_v<T, bfloat16>) return subspan_cuda_bfloat16;
-  if constexpr (std::is_same_v<T, float>) return subspan_cuda_float;
-  return subspan_cuda_double;
-}
-
 /// The device hands back the moments of the batch; they merge on the host.
 template <class T>
 void moments_on_cuda(context const& ctx, subspan_cuda_table const& cuda, strided_view<T const, 2> x,
@@ -139,7 +131,7 @@ void moments_on_cuda(context const& ctx, subspan_cuda_table const& cuda, strided
   double totals[3] = {};
   std::int64_t bad[2] = {-1, -1};
   subspan_cuda_moments_call const call{x.data,
-                                       cuda_dtype<T>(),
+                                       detail::cuda_dtype<T>(),
                                        x.device.index,
                                        n,
                                        d,
@@ -152,8 +144,7 @@ void moments_on_cuda(context const& ctx, subspan_cuda_table const& cuda, strided
                                        totals,
                                        bad};
   char message[256] = {};
-  if (cuda.moments(&call, message, sizeof message) != 0)
-    detail::fail(error_kind::device, "moments_update", message);
+  detail::check_cuda("moments_update", cuda.moments(&call, message, sizeof message), message);
   detail::expects(bad[0] < 0 || bad[1] >= 0, "moments_update",
                   "weights must be finite and >= 0, got another value in row ", bad[0]);
   detail::expects(bad[0] < 0, "moments_update", "x must be finite, got NaN or infinity in row ",

@@ -2,311 +2,276 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <memory>
-#include <stdexcept>
-#include <string>
+#include <cstdint>
 #include <type_traits>
-#include <vector>
 
-#include "detail/cuda_table.hpp"
+#include "detail/cuda_support.cuh"
+#include "detail/moments_tile.hpp"
+
+namespace subspan::gpu {
+
+template <>
+struct storage<__half> {
+  SUBSPAN_DEVICE static float widen(__half v) { return __half2float(v); }
+};
+template <>
+struct storage<__nv_bfloat16> {
+  SUBSPAN_DEVICE static float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+};
+
+}  // namespace subspan::gpu
 
 namespace subspan::cuda {
 namespace {
 
-using index_t = std::int64_t;
+using gpu::device_lanes;
+using gpu::row_view;
 
-constexpr int k_tile = 64;        // columns of a product tile
-constexpr int k_depth = 16;       // rows staged in shared memory
-constexpr int k_threads = 16;     // threads along each side of a tile: 4 x 4 products each
-constexpr int k_flush = 256;      // rows whose products are summed in P before they go to double
-constexpr int k_sum_rows = 8;     // threads along the rows in the column sums
-constexpr index_t k_chunks = 32;  // row chunks, at most; combined in order, so bits are fixed
+constexpr int k_threads = 256;  // of all kernels but the products
+constexpr int k_parts = k_threads / gpu::k_warp;
+// Rows are cut into chunks by the shapes alone, for a device of this size: results must not depend
+// on the device at hand.
+constexpr index_t k_multiprocessors = 132;
+constexpr index_t k_scratch = index_t{128} << 20;  // bytes of the chunks' products, at most
+constexpr index_t k_weigh_blocks = 128;
+constexpr index_t k_sum_blocks = 16 * k_multiprocessors;
 
-void check(cudaError_t status, char const* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
+constexpr unsigned long long k_none = ~0ull;
 
-/// Makes the array's device current and puts the caller's back.
-class device_scope {
- public:
-  explicit device_scope(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
+constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+struct row_chunks {
+  index_t count, rows;
+  row_chunks(index_t n, index_t wanted, index_t multiple)
+      : rows(ceil_div(ceil_div(n, wanted), multiple) * multiple) {
+    count = ceil_div(n, rows);
   }
-  ~device_scope() { cudaSetDevice(previous_); }
-
- private:
-  int previous_ = 0;
 };
 
-/// Stream-ordered scratch on the device.
-template <class T>
-class buffer {
- public:
-  buffer(index_t count, cudaStream_t stream) : stream_(stream) {
-    check(cudaMallocAsync(&pointer_, static_cast<std::size_t>(count) * sizeof(T), stream),
-          "cudaMallocAsync");
-  }
-  ~buffer() { cudaFreeAsync(pointer_, stream_); }
-  buffer(buffer const&) = delete;
-  buffer& operator=(buffer const&) = delete;
-  T* get() const { return pointer_; }
+template <class Shape>
+constexpr index_t k_tile_size = index_t{Shape::planes} * Shape::side * Shape::side;
 
- private:
-  T* pointer_ = nullptr;
-  cudaStream_t stream_;
-};
-
-__device__ inline double wide(double x) { return x; }
-__device__ inline double wide(float x) { return x; }
-__device__ inline double wide(__half x) { return __half2float(x); }
-__device__ inline double wide(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-/// bad[0]: smallest row with a bad weight; totals of the weights by one block, in row order per
-/// thread and in thread order between them.
-__global__ void weigh_rows_kernel(double const* weights, index_t n, double* totals,
-                                  unsigned long long* bad) {
-  __shared__ double part[3][256];
-  double count = 0, sum = 0, square = 0;
-  for (index_t i = threadIdx.x; i < n; i += blockDim.x) {
-    double const w = weights[i];
-    if (!(w >= 0) || isinf(w)) atomicMin(bad, static_cast<unsigned long long>(i));
-    count += w > 0;
-    sum += w;
-    square += w * w;
-  }
-  part[0][threadIdx.x] = count;
-  part[1][threadIdx.x] = sum;
-  part[2][threadIdx.x] = square;
-  __syncthreads();
-  if (threadIdx.x < 3) {
-    double total = 0;
-    for (int t = 0; t < static_cast<int>(blockDim.x); ++t) total += part[threadIdx.x][t];
-    totals[threadIdx.x] = total;
-  }
+/// As many as fill whole waves of blocks best, within the limits of scratch and of useful length.
+template <class Shape>
+row_chunks chunks_of_products(index_t n, index_t tiles) {
+  constexpr index_t wave = Shape::blocks * k_multiprocessors;
+  index_t const bytes = tiles * k_tile_size<Shape> * index_t{sizeof(typename Shape::P)};
+  index_t const most = std::min({k_scratch / bytes, n / (4 * Shape::side), 4 * wave / tiles});
+  index_t best = 1;
+  auto const slots = [&](index_t c) { return ceil_div(c * tiles, wave); };
+  for (index_t c = 2; c <= most; ++c)
+    if (c * slots(best) > best * slots(c)) best = c;
+  return row_chunks(n, best, Shape::depth);
 }
 
-/// sums[chunk, j] = sum w x[., j] over the chunk's rows; bad[1]: smallest row * d + column of a
-/// non-finite element in a row of positive weight.
-template <class T>
-__global__ void sum_columns_kernel(T const* x, double const* weights, index_t n, index_t d,
-                                   index_t stride, index_t chunk_rows, double* sums,
-                                   unsigned long long* bad) {
-  __shared__ double part[k_sum_rows][32];
-  index_t const j = static_cast<index_t>(blockIdx.x) * 32 + threadIdx.x;
-  index_t const begin = blockIdx.y * chunk_rows, end = min(begin + chunk_rows, n);
-  double sum = 0;
-  if (j < d)
-    for (index_t i = begin + threadIdx.y; i < end; i += k_sum_rows) {
-      double const w = weights ? weights[i] : 1.0;
-      if (w == 0) continue;
-      double const v = wide(x[i * stride + j]);
-      if (!isfinite(v)) atomicMin(bad + 1, static_cast<unsigned long long>(i * d + j));
-      sum += w * v;
-    }
-  part[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y == 0 && j < d) {
-    for (int t = 1; t < k_sum_rows; ++t) sum += part[t][threadIdx.x];
-    sums[blockIdx.y * d + j] = sum;
-  }
-}
-
-/// mean[j] from the chunks in order; shift[j] is the mean as P holds it.
 template <class P>
-__global__ void take_mean_kernel(double const* sums, index_t chunks, index_t d, double total,
-                                 double* mean, P* shift) {
-  index_t const j = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (j >= d) return;
-  double sum = 0;
-  for (index_t c = 0; c < chunks; ++c) sum += sums[c * d + j];
+__global__ void __launch_bounds__(k_threads)
+    weigh_rows_kernel(double const* weights, index_t n, P* scale, double* sums,
+                      unsigned long long* bad) {
+  __shared__ double memory[gpu::k_warp];
+  gpu::weigh_rows(device_lanes{}, memory, weights, n, index_t{blockIdx.x} * k_threads + threadIdx.x,
+                  index_t{gridDim.x} * k_threads, scale, sums + 3 * blockIdx.x,
+                  [=](index_t row) { atomicMin(bad, static_cast<unsigned long long>(row)); });
+}
+
+/// totals[s] = the sum over c of sums[c, s].
+__global__ void __launch_bounds__(k_threads)
+    add_weights_kernel(double const* sums, index_t count, double* totals) {
+  __shared__ double memory[k_threads];
+  int const s = threadIdx.x % gpu::k_warp;
+  double const sum = gpu::sum_in_parts(device_lanes{}, memory, s < 3 ? count : 0, k_parts,
+                                       [=](index_t c) { return sums[3 * c + s]; });
+  if (threadIdx.x < 3) totals[s] = sum;
+}
+
+template <class T, bool Aligned>
+__global__ void __launch_bounds__(k_threads)
+    sum_columns_kernel(row_view<T> x, double const* weights, int across, index_t chunk_rows,
+                       double* sums, unsigned long long* bad) {
+  __shared__ double memory[k_threads * gpu::pack<T>::width];
+  index_t const begin = blockIdx.y * chunk_rows;
+  gpu::sum_columns<Aligned>(
+      device_lanes{}, memory, x, weights, across, static_cast<int>(blockIdx.x), begin,
+      min(begin + chunk_rows, x.rows), sums + blockIdx.y * x.columns, [=](index_t row, int column) {
+        atomicMin(bad, static_cast<unsigned long long>(row * x.columns + column));
+      });
+}
+
+/// mean[j] from the chunks' sums; shift[j] is the mean as P holds it.
+template <class P>
+__global__ void __launch_bounds__(k_threads)
+    take_mean_kernel(double const* sums, index_t chunks, index_t d, double const* totals,
+                     double* mean, P* shift) {
+  __shared__ double memory[k_threads];
+  int const lane = threadIdx.x % gpu::k_warp;
+  index_t const j = index_t{blockIdx.x} * gpu::k_warp + lane;
+  double const sum = gpu::sum_in_parts(device_lanes{}, memory, j < d ? chunks : 0, k_parts,
+                                       [=](index_t c) { return sums[c * d + j]; });
+  if (j >= d || threadIdx.x >= gpu::k_warp) return;
+  double const total = totals[1];
   mean[j] = total > 0 ? sum / total : 0;
   shift[j] = static_cast<P>(mean[j]);
 }
 
-/// partial[chunk, i, j] = sum w (x_i - shift_i)(x_j - shift_j) for the tiles with j >= i.
-template <class T, class P>
-__global__ void __launch_bounds__(k_threads* k_threads)
-    multiply_rows_kernel(T const* x, double const* weights, P const* shift, index_t n, index_t d,
-                         index_t stride, index_t chunk_rows, double* partial) {
-  if (blockIdx.x < blockIdx.y) return;
-  __shared__ P left[k_depth][k_tile], right[k_depth][k_tile];
-  index_t const i0 = static_cast<index_t>(blockIdx.y) * k_tile;
-  index_t const j0 = static_cast<index_t>(blockIdx.x) * k_tile;
-  index_t const begin = blockIdx.z * chunk_rows, end = min(begin + chunk_rows, n);
-  int const tx = threadIdx.x, ty = threadIdx.y, thread = ty * k_threads + tx;
-  P sum[4][4] = {};
-  double total[4][4] = {};
-  auto const flush = [&] {
-    for (int a = 0; a < 4; ++a)
-      for (int b = 0; b < 4; ++b) {
-        total[a][b] += static_cast<double>(sum[a][b]);
-        sum[a][b] = 0;
-      }
-  };
-  for (index_t r0 = begin; r0 < end; r0 += k_depth) {
-    for (int e = thread; e < k_depth * k_tile; e += k_threads * k_threads) {
-      int const r = e / k_tile, c = e % k_tile;
-      double const w = r0 + r < end ? (weights ? weights[r0 + r] : 1.0) : 0.0;
-      P const scale = static_cast<P>(sqrt(w));
-      auto const load = [&](index_t column) -> P {
-        if (w == 0 || column >= d) return P(0);
-        return (static_cast<P>(wide(x[(r0 + r) * stride + column])) - shift[column]) * scale;
-      };
-      left[r][c] = load(i0 + c);
-      right[r][c] = load(j0 + c);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int r = 0; r < k_depth; ++r)
-#pragma unroll
-      for (int a = 0; a < 4; ++a)
-#pragma unroll
-        for (int b = 0; b < 4; ++b)
-          sum[a][b] += left[r][ty + a * k_threads] * right[r][tx + b * k_threads];
-    __syncthreads();
-    if ((r0 - begin) % k_flush == k_flush - k_depth) flush();
-  }
-  flush();
-  for (int a = 0; a < 4; ++a)
-    for (int b = 0; b < 4; ++b) {
-      index_t const i = i0 + ty + a * k_threads, j = j0 + tx + b * k_threads;
-      if (i < d && j < d) partial[(blockIdx.z * d + i) * d + j] = total[a][b];
-    }
+template <class Shape, class T, bool Aligned>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks)
+    multiply_rows_kernel(row_view<T> x, typename Shape::P const* scale,
+                         typename Shape::P const* shift, index_t chunk_rows,
+                         typename Shape::P* partial) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  index_t const begin = blockIdx.y * chunk_rows;
+  device_lanes const lanes;
+  gpu::tile_products<Shape, Aligned, T, device_lanes> products(
+      lanes, *reinterpret_cast<gpu::tile_memory<Shape>*>(memory), x, scale, shift,
+      static_cast<int>(blockIdx.x), begin, min(begin + chunk_rows, x.rows));
+  products.run();
+  products.store(partial + (index_t{blockIdx.y} * gridDim.x + blockIdx.x) * k_tile_size<Shape>);
 }
 
-/// m2 = the chunks in order - W (mean - shift)(mean - shift)^T, both triangles.
-template <class P>
-__global__ void finish_kernel(double const* partial, index_t chunks, index_t d, double total,
-                              double const* mean, P const* shift, double* m2) {
-  index_t const at = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= d * d) return;
-  index_t i = at / d, j = at % d;
-  if (i > j) {
-    index_t const swap = i;
-    i = j;
-    j = swap;
-  }
-  double sum = 0;
-  for (index_t c = 0; c < chunks; ++c) sum += partial[(c * d + i) * d + j];
-  double const di = mean[i] - static_cast<double>(shift[i]);
-  double const dj = mean[j] - static_cast<double>(shift[j]);
-  m2[at] = sum - total * di * dj;
+template <class Shape>
+__global__ void __launch_bounds__(k_threads)
+    finish_products_kernel(typename Shape::P const* partial, index_t chunks, int parts, int d,
+                           double const* totals, double const* mean, typename Shape::P const* shift,
+                           double* m2) {
+  __shared__ double memory[k_threads];
+  gpu::finish_products<Shape>(device_lanes{}, memory, partial, chunks, parts, blockIdx.x,
+                              blockIdx.y, d, totals[1], mean, shift, m2);
 }
 
-template <class T, class P>
+/// The products of the shifted rows, then m2.
+template <class Shape, class T, bool Aligned>
+void multiply(row_view<T> const& x, typename Shape::P const* scale, typename Shape::P const* shift,
+              double const* totals, double const* mean, double* m2, cudaStream_t stream) {
+  index_t const side = ceil_div(x.columns, Shape::side), tiles = side * (side + 1) / 2;
+  row_chunks const chunks = chunks_of_products<Shape>(x.rows, tiles);
+  buffer<typename Shape::P> partial(chunks.count * tiles * k_tile_size<Shape>, stream);
+  auto const kernel = multiply_rows_kernel<Shape, T, Aligned>;
+  constexpr std::size_t memory = sizeof(gpu::tile_memory<Shape>);
+  allow_shared(kernel, memory);
+  dim3 const grid(static_cast<unsigned>(tiles), static_cast<unsigned>(chunks.count));
+  kernel<<<grid, Shape::threads, memory, stream>>>(x, scale, shift, chunks.rows, partial.get());
+  check_launch("multiply_rows_kernel");
+  int const parts = chunks.count < k_parts ? 1 : k_parts;
+  dim3 const elements(static_cast<unsigned>(ceil_div(x.columns, k_parts / parts)),
+                      static_cast<unsigned>(ceil_div(x.columns, gpu::k_warp)));
+  finish_products_kernel<Shape><<<elements, k_threads, 0, stream>>>(
+      partial.get(), chunks.count, parts, static_cast<int>(x.columns), totals, mean, shift, m2);
+  check_launch("finish_products_kernel");
+}
+
+template <class T, class P, bool Aligned>
 void moments(subspan_cuda_moments_call const& call) {
   device_scope const scope(call.device_index);
   auto const stream = static_cast<cudaStream_t>(call.stream);
-  auto const* x = static_cast<T const*>(call.x);
   index_t const n = call.n, d = call.d;
-  // Chunks give the machine work when d is small; their partial matrices stay under 512 MiB.
-  index_t const fit = std::max<index_t>(1, (index_t{512} << 20) / (8 * d * d));
-  index_t const chunks = std::clamp<index_t>(std::min(n / 2048, fit), 1, k_chunks);
-  index_t const chunk_rows = ((n + chunks - 1) / chunks + k_flush - 1) / k_flush * k_flush;
+  row_view<T> const x{static_cast<T const*>(call.x), n, d, call.row_stride};
+  auto const fetch = [&](double* host, double const* from, index_t count) {
+    check(cudaMemcpyAsync(host, from, static_cast<std::size_t>(count) * sizeof(double),
+                          cudaMemcpyDeviceToHost, stream),
+          "cudaMemcpy");
+  };
 
-  buffer<double> totals(3, stream), sums(chunks * d, stream), mean(d, stream);
-  buffer<double> partial(chunks * d * d, stream), m2(d * d, stream);
-  buffer<P> shift(d, stream);
+  // One row of packs per warp, or several where rows are short.
+  constexpr int width = gpu::pack<T>::width;
+  int across = 1;
+  while (across < gpu::k_warp && across * width < d) across *= 2;
+  index_t const strips = ceil_div(d, across * width), pace = k_threads / across;
+  index_t const useful = std::max<index_t>(1, n / (8 * pace));
+  row_chunks const chunks(n, std::clamp<index_t>(k_sum_blocks / strips, 1, useful), 1);
+
+  buffer<double> totals(3, stream), sums(chunks.count * d, stream), mean(d, stream);
+  buffer<double> m2(d * d, stream), weight_sums(call.weights ? 3 * k_weigh_blocks : 0, stream);
+  buffer<P> shift(d, stream), scale(call.weights ? n : 0, stream);
   buffer<unsigned long long> bad(2, stream);
   check(cudaMemsetAsync(bad.get(), 0xff, 2 * sizeof(unsigned long long), stream), "cudaMemset");
 
-  double host_totals[3] = {static_cast<double>(n), static_cast<double>(n), static_cast<double>(n)};
+  auto const rows = static_cast<double>(n);
+  double host_totals[3] = {rows, rows, rows};
   if (call.weights != nullptr) {
-    weigh_rows_kernel<<<1, 256, 0, stream>>>(call.weights, n, totals.get(), bad.get());
-    check(cudaGetLastError(), "weigh_rows_kernel");
-    check(cudaMemcpyAsync(host_totals, totals.get(), sizeof host_totals, cudaMemcpyDeviceToHost,
+    weigh_rows_kernel<P><<<k_weigh_blocks, k_threads, 0, stream>>>(call.weights, n, scale.get(),
+                                                                   weight_sums.get(), bad.get());
+    check_launch("weigh_rows_kernel");
+    add_weights_kernel<<<1, k_threads, 0, stream>>>(weight_sums.get(), k_weigh_blocks,
+                                                    totals.get());
+    check_launch("add_weights_kernel");
+  } else {
+    check(cudaMemcpyAsync(totals.get(), host_totals, sizeof host_totals, cudaMemcpyHostToDevice,
                           stream),
           "cudaMemcpy");
   }
-  dim3 const sum_grid(static_cast<unsigned>((d + 31) / 32), static_cast<unsigned>(chunks));
-  sum_columns_kernel<T><<<sum_grid, dim3(32, k_sum_rows), 0, stream>>>(
-      x, call.weights, n, d, call.row_stride, chunk_rows, sums.get(), bad.get());
-  check(cudaGetLastError(), "sum_columns_kernel");
+  dim3 const grid(static_cast<unsigned>(strips), static_cast<unsigned>(chunks.count));
+  sum_columns_kernel<T, Aligned><<<grid, k_threads, 0, stream>>>(
+      x, call.weights, across, chunks.rows, sums.get(), bad.get() + 1);
+  check_launch("sum_columns_kernel");
+  auto const strips_of_means = static_cast<unsigned>(ceil_div(d, gpu::k_warp));
+  take_mean_kernel<P><<<strips_of_means, k_threads, 0, stream>>>(
+      sums.get(), chunks.count, d, totals.get(), mean.get(), shift.get());
+  check_launch("take_mean_kernel");
+  auto const multiply_in = [&]<class Shape>() {
+    multiply<Shape, T, Aligned>(x, scale.get(), shift.get(), totals.get(), mean.get(), m2.get(),
+                                stream);
+  };
+  // An odd number of small tiles on a side pads less, which counts where there are few.
+  index_t const small = ceil_div(d, gpu::small_tile::side);
+  if constexpr (std::is_same_v<P, double>)
+    multiply_in.template operator()<gpu::double_tile>();
+  else if (small % 2 == 1 && small < 10)
+    multiply_in.template operator()<gpu::small_tile>();
+  else
+    multiply_in.template operator()<gpu::large_tile>();
+
+  // Bad elements harm no kernel, so one wait at the end is enough.
   unsigned long long host_bad[2];
   check(cudaMemcpyAsync(host_bad, bad.get(), sizeof host_bad, cudaMemcpyDeviceToHost, stream),
         "cudaMemcpy");
+  fetch(call.totals, totals.get(), 3);
+  fetch(call.mean, mean.get(), d);
+  fetch(call.m2, m2.get(), d * d);
   check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-  constexpr unsigned long long none = ~0ull;
-  if (host_bad[0] != none) {
+  if (host_bad[0] != k_none) {
     call.bad[0] = static_cast<std::int64_t>(host_bad[0]);
-    return;
-  }
-  if (host_bad[1] != none) {
+  } else if (host_bad[1] != k_none) {
     call.bad[0] = static_cast<std::int64_t>(host_bad[1]) / d;
     call.bad[1] = static_cast<std::int64_t>(host_bad[1]) % d;
-    return;
   }
-  double const total = host_totals[1];
-  take_mean_kernel<P><<<static_cast<unsigned>((d + 255) / 256), 256, 0, stream>>>(
-      sums.get(), chunks, d, total, mean.get(), shift.get());
-  check(cudaGetLastError(), "take_mean_kernel");
-  auto const tiles = static_cast<unsigned>((d + k_tile - 1) / k_tile);
-  multiply_rows_kernel<T, P>
-      <<<dim3(tiles, tiles, static_cast<unsigned>(chunks)), dim3(k_threads, k_threads), 0,
-         stream>>>(x, call.weights, shift.get(), n, d, call.row_stride, chunk_rows, partial.get());
-  check(cudaGetLastError(), "multiply_rows_kernel");
-  finish_kernel<P><<<static_cast<unsigned>((d * d + 255) / 256), 256, 0, stream>>>(
-      partial.get(), chunks, d, total, mean.get(), shift.get(), m2.get());
-  check(cudaGetLastError(), "finish_kernel");
-  check(cudaMemcpyAsync(call.mean, mean.get(), static_cast<std::size_t>(d) * sizeof(double),
-                        cudaMemcpyDeviceToHost, stream),
-        "cudaMemcpy");
-  check(cudaMemcpyAsync(call.m2, m2.get(), static_cast<std::size_t>(d * d) * sizeof(double),
-                        cudaMemcpyDeviceToHost, stream),
-        "cudaMemcpy");
-  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
-  std::copy_n(host_totals, 3, call.totals);
+}
+
+template <class T, class P>
+void moments_at(subspan_cuda_moments_call const& call) {
+  constexpr index_t width = gpu::pack<T>::width;
+  bool const aligned = reinterpret_cast<std::uintptr_t>(call.x) % sizeof(gpu::pack<T>) == 0 &&
+                       call.row_stride % width == 0 && call.d % width == 0;
+  if (aligned)
+    moments<T, P, true>(call);
+  else
+    moments<T, P, false>(call);
 }
 
 template <class T>
 void moments_in(subspan_cuda_moments_call const& call) {
   if (call.precision == 1 || std::is_same_v<T, double>)
-    moments<T, double>(call);
+    moments_at<T, double>(call);
   else if constexpr (!std::is_same_v<T, double>)
-    moments<T, float>(call);
+    moments_at<T, float>(call);
 }
-
-int moments_entry(subspan_cuda_moments_call const* call, char* message, int size) {
-  try {
-    switch (call->dtype) {
-      case subspan_cuda_half:
-        moments_in<__half>(*call);
-        break;
-      case subspan_cuda_bfloat16:
-        moments_in<__nv_bfloat16>(*call);
-        break;
-      case subspan_cuda_float:
-        moments_in<float>(*call);
-        break;
-      default:
-        moments_in<double>(*call);
-    }
-    return 0;
-  } catch (std::exception const& error) {
-    std::snprintf(message, static_cast<std::size_t>(size), "%s", error.what());
-    return 1;
-  }
-}
-
-int device_count() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
-
-constexpr subspan_cuda_table table{subspan_cuda_abi, &device_count, &moments_entry};
 
 }  // namespace
-}  // namespace subspan::cuda
 
-extern "C" __attribute__((visibility("default"))) subspan_cuda_table const*
-subspan_cuda_functions() {
-  return &subspan::cuda::table;
+int moments(subspan_cuda_moments_call const* call, char* message, int size) {
+  return guarded(message, size, [&] {
+    switch (call->dtype) {
+      case subspan_cuda_half:
+        return moments_in<__half>(*call);
+      case subspan_cuda_bfloat16:
+        return moments_in<__nv_bfloat16>(*call);
+      case subspan_cuda_float:
+        return moments_in<float>(*call);
+      default:
+        return moments_in<double>(*call);
+    }
+  });
 }
+
+}  // namespace subspan::cuda

@@ -74,8 +74,15 @@ void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, st
   detail::check_batch("qr", a, info);
   detail::check_output<T, 3>("qr", "q", q, {batch, m, k}, a);
   detail::check_output<T, 3>("qr", "r", r, {batch, k, n}, a);
-  detail::for_each_matrix(ctx, "qr", a, info, params,
-                          [&] { return qr_worker<T>(ctx, a, q, r, params.nonfinite); });
+  detail::route(
+      "qr", a.device,
+      [&] {
+        detail::for_each_matrix(ctx, "qr", a, info, params,
+                                [&] { return qr_worker<T>(ctx, a, q, r, params.nonfinite); });
+      },
+      [&](subspan_cuda_table const& cuda) {
+        detail::decompose_on_cuda<T>(ctx, "qr", cuda.qr, a, nullptr, q.data, r.data, info, params);
+      });
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                      \

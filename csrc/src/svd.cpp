@@ -98,8 +98,16 @@ void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
   detail::expects(u.has_value() == vh.has_value(), "svd", "u and vh must be given together");
   if (u) detail::check_output<T, 3>("svd", "u", *u, {batch, m, k}, a);
   if (vh) detail::check_output<T, 3>("svd", "vh", *vh, {batch, k, n}, a);
-  detail::for_each_matrix(ctx, "svd", a, info, params,
-                          [&] { return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite); });
+  detail::route(
+      "svd", a.device,
+      [&] {
+        detail::for_each_matrix(ctx, "svd", a, info, params,
+                                [&] { return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite); });
+      },
+      [&](subspan_cuda_table const& cuda) {
+        detail::decompose_on_cuda<T>(ctx, "svd", cuda.svd, a, s.data, u ? u->data : nullptr,
+                                     vh ? vh->data : nullptr, info, params);
+      });
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                               \

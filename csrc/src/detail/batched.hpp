@@ -68,12 +68,11 @@ int workspace_size(T reported) {
 template <class T>
 void check_batch(char const* function, strided_view<T const, 3> const& a,
                  strided_view<std::int32_t, 1> const& info) {
-  require_cpu(function, a.device);
   expects(a.shape[1] <= 2147483647 && a.shape[2] <= 2147483647, function,
           "a must have fewer than 2^31 rows and columns, got ", a.shape[1], " x ", a.shape[2]);
-  expects(info.shape[0] == a.shape[0] && info.is_row_major(), function,
-          "info must be contiguous with one entry per matrix (", a.shape[0], "), got ",
-          info.shape[0]);
+  expects(info.shape[0] == a.shape[0] && info.is_row_major() && info.device == a.device, function,
+          "info must be contiguous, on the device of a, with one entry per matrix (", a.shape[0],
+          "), got ", info.shape[0]);
 }
 
 /// Outputs are C-ordered, on the input's device, of the right shape, and apart from the input.
@@ -83,6 +82,27 @@ void check_output(char const* function, char const* name, strided_view<T, Rank> 
   expects(out.shape == shape && out.is_row_major() && out.device == a.device, function, name,
           " must be C-ordered, on the device of a, and of the documented shape");
   expects(!overlaps(out, a), function, name, " must not overlap a");
+}
+
+/// Throws what the policies ask for, given the status of each matrix.
+inline void apply_policies(char const* function, std::int32_t const* info, index_t batch,
+                           decomposition_params params) {
+  index_t failed = 0, first = -1;
+  for (index_t b = 0; b < batch; ++b) {
+    if (info[b] == k_info_nonfinite && params.nonfinite == nonfinite_policy::raise)
+      fail(error_kind::invalid_argument, function,
+           "a must be finite, got NaN or infinity in matrix ", b, " of ", batch,
+           ". Pass nonfinite=\"propagate\" to get NaN for it and results for the "
+           "others");
+    if (info[b] > 0) {
+      if (first < 0) first = b;
+      ++failed;
+    }
+  }
+  if (failed > 0 && params.raise_no_convergence)
+    fail(error_kind::no_convergence, function, failed, " of ", batch,
+         " matrices did not converge, the first is ", first, " (", info[first],
+         " elements left). Pass errors=\"info\" to get the others and the status of each");
 }
 
 /// Runs `worker.solve(b)` (0, k_info_nonfinite or LAPACK's info > 0) for every matrix, with one
@@ -109,22 +129,41 @@ void for_each_matrix(context const& ctx, char const* function, strided_view<T co
     parallel_for(ctx, batch, std::max(std::clamp<index_t>(batch / (8 * threads), 1, 256), least),
                  range);
   }
-  index_t failed = 0, first = -1;
-  for (index_t b = 0; b < batch; ++b) {
-    if (info(b) == k_info_nonfinite && params.nonfinite == nonfinite_policy::raise)
-      fail(error_kind::invalid_argument, function,
-           "a must be finite, got NaN or infinity in matrix ", b, " of ", batch,
-           ". Pass nonfinite=\"propagate\" to get NaN for it and results for the "
-           "others");
-    if (info(b) > 0) {
-      if (first < 0) first = b;
-      ++failed;
-    }
-  }
-  if (failed > 0 && params.raise_no_convergence)
-    fail(error_kind::no_convergence, function, failed, " of ", batch,
-         " matrices did not converge, the first is ", first, " (", info(first),
-         " elements left). Pass errors=\"info\" to get the others and the status of each");
+  apply_policies(function, info.data, batch, params);
+}
+
+/// The same on a CUDA device: `entry` is svd, eigh or qr of the table. Waits for the device only if
+/// a policy needs the status of the matrices.
+template <class T>
+void decompose_on_cuda(context const& ctx, char const* function,
+                       int (*entry)(subspan_cuda_decomposition_call const*, char*, int),
+                       strided_view<T const, 3> const& a, T* values, T* left, T* right,
+                       strided_view<std::int32_t, 1> info, decomposition_params params) {
+  auto const [batch, m, n] = a.shape;
+  bool const checks = params.nonfinite != nonfinite_policy::ignore;
+  subspan_cuda_decomposition_call const call{a.data,
+                                             batch,
+                                             m,
+                                             n,
+                                             {a.strides[0], a.strides[1], a.strides[2]},
+                                             cuda_dtype<T>(),
+                                             a.device.index,
+                                             ctx.stream,
+                                             checks,
+                                             values,
+                                             left,
+                                             right,
+                                             info.data};
+  char message[256] = {};
+  check_cuda(function, entry(&call, message, sizeof message), message);
+  if (params.nonfinite != nonfinite_policy::raise && !params.raise_no_convergence) return;
+  workspace<std::int32_t> status(ctx, batch);
+  check_cuda(function,
+             cuda_functions(function).fetch(status.data(), info.data,
+                                            static_cast<std::size_t>(batch) * sizeof(std::int32_t),
+                                            a.device.index, ctx.stream, message, sizeof message),
+             message);
+  apply_policies(function, status.data(), batch, params);
 }
 
 }  // namespace subspan::detail

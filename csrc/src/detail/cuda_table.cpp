@@ -55,6 +55,19 @@ subspan_cuda_table const& cuda_functions(char const* function) {
   if (library().table == nullptr) fail(error_kind::unsupported, function, library().why);
   return *library().table;
 }
+
+void check_cuda(char const* function, int status, char const* message) {
+  switch (status) {
+    case subspan_cuda_ok:
+      return;
+    case subspan_cuda_no_memory:
+      fail(error_kind::out_of_memory, function, message);
+    case subspan_cuda_unsupported:
+      fail(error_kind::unsupported, function, message);
+    default:
+      fail(error_kind::device, function, message);
+  }
+}
 }  // namespace detail
 
 inline namespace SUBSPAN_ABI {

@@ -1,6 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
+
+#include "subspan/types.hpp"
 
 /// The C interface between the core and libsubspan_cuda, a shared library of its own: the core
 /// imports where no CUDA exists, and opens it at the first device array. Plain types only.
@@ -12,6 +16,14 @@ enum subspan_cuda_dtype : std::int32_t {
   subspan_cuda_bfloat16,
   subspan_cuda_float,
   subspan_cuda_double,
+};
+
+/// What a function of the table returns; all but `ok` come with a text.
+enum subspan_cuda_status : std::int32_t {
+  subspan_cuda_ok,
+  subspan_cuda_no_memory,
+  subspan_cuda_unsupported,  // a library that is not there, a size beyond the kernels
+  subspan_cuda_failed,       // the device or its driver
 };
 
 /// Moments of one batch of rows on the device, written to host memory.
@@ -30,23 +42,53 @@ struct subspan_cuda_moments_call {
                       // (column -1); -1, -1 if there is none
 };
 
+/// svd, eigh and qr of a batch on the device; k = min(m, n). Nothing waits for the device.
+struct subspan_cuda_decomposition_call {
+  void const* a;  // [batch, m, n], strides in elements
+  std::int64_t batch, m, n, strides[3];
+  std::int32_t dtype;  // float or double
+  std::int32_t device_index;
+  void* stream;
+  std::int32_t check_finite;  // 0: the caller vouches for it
+  void* values;               // svd: s [batch, k]; eigh: values [batch, n]
+  void* left;                 // svd: u [batch, m, k] or null; eigh: vectors or null; qr: q or null
+  void* right;                // svd: vh [batch, k, n] or null; qr: r [batch, k, n]
+  std::int32_t* info;         // [batch]: 0, -1 (non-finite: outputs are NaN), > 0 (not converged)
+};
+
 struct subspan_cuda_table {
   std::int32_t abi;  // subspan_cuda_abi; a library of another ABI is not used
   int (*device_count)();
-  /// 0, or non-zero with a text in `message` (at least `size` bytes).
+  /// These return a subspan_cuda_status, with a text in `message` (at most `size` bytes).
+  int (*fetch)(void* host, void const* device, std::size_t bytes, std::int32_t device_index,
+               void* stream, char* message, int size);  // waits for the stream
   int (*moments)(subspan_cuda_moments_call const* call, char* message, int size);
+  int (*svd)(subspan_cuda_decomposition_call const* call, char* message, int size);
+  int (*eigh)(subspan_cuda_decomposition_call const* call, char* message, int size);
+  int (*qr)(subspan_cuda_decomposition_call const* call, char* message, int size);
 };
 
 using subspan_cuda_entry = subspan_cuda_table const* (*)();
 }
 
-inline constexpr std::int32_t subspan_cuda_abi = 1;
+inline constexpr std::int32_t subspan_cuda_abi = 2;
 inline constexpr char const* subspan_cuda_symbol = "subspan_cuda_functions";
 
 namespace subspan::detail {
 
+template <class T>
+constexpr std::int32_t cuda_dtype() {
+  if constexpr (std::is_same_v<T, half>) return subspan_cuda_half;
+  if constexpr (std::is_same_v<T, bfloat16>) return subspan_cuda_bfloat16;
+  if constexpr (std::is_same_v<T, float>) return subspan_cuda_float;
+  return subspan_cuda_double;
+}
+
 /// The table of the loaded library. Throws error{unsupported} that names `function` when there is
 /// no such library beside this one, or no device.
 subspan_cuda_table const& cuda_functions(char const* function);
+
+/// Throws the error of a status that is not ok, in the name of `function`.
+void check_cuda(char const* function, int status, char const* message);
 
 }  // namespace subspan::detail

@@ -6,7 +6,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from subspan import _arrays, _checks
 from subspan.errors import DtypeError, UnsupportedError
@@ -30,10 +29,10 @@ class Batch:
             raise DtypeError(
                 f"[{function}] a must be float32 or float64, got {name}. Convert it first"
             )
-        if (device := _arrays.device_of(a)) != "cpu":
+        if _arrays.device_of(a) != "cpu" and _arrays.library_of(a) not in {"torch", "cupy"}:
             raise UnsupportedError(
-                f"[{function}] a must be on the CPU: there is no CUDA kernel yet, got {device}. "
-                "Copy it to the host first"
+                f"[{function}] a on a CUDA device must be of torch or cupy, whose memory the results "
+                f"take, got {_arrays.library_of(a)}. Hand it over by torch.from_dlpack"
             )
         self.nonfinite = _checks.choice(
             function, "nonfinite", nonfinite, ("raise", "propagate", "ignore")
@@ -44,7 +43,13 @@ class Batch:
         self.k = min(self.m, self.n)
         self.size = prod(self.lead)
         self.rows = _reshaped(rows, (self.size, self.m, self.n))
-        self.info: npt.NDArray[np.int32] = np.zeros(self.size, np.int32)
+        self.stream = _arrays.stream_of(a)
+        # Beside the data, so that nobody has to wait for a device to hear how it went.
+        self.info: Any = (
+            np.zeros(self.size, np.int32)
+            if _arrays.device_of(a) == "cpu"
+            else _arrays.empty_like_on(a, (self.size,), "int32")
+        )
 
     def empty(self, *shape: int) -> Any:
         """Output [batch, *shape] in the caller's library."""
@@ -54,8 +59,8 @@ class Batch:
         """Give an output its leading axes and the caller's library."""
         return _arrays.deliver(self.source, out.reshape((*self.lead, *out.shape[1:])))
 
-    def status(self) -> npt.NDArray[np.int32]:
-        """Return info with the leading axes."""
+    def status(self) -> Any:
+        """Return info with the leading axes: a numpy array, for CUDA one of the caller's library."""
         return self.info.reshape(self.lead)
 
 

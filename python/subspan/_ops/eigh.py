@@ -73,9 +73,7 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     """
     batch = _square("eigh", a, nonfinite, errors)
     values, vectors = batch.empty(batch.n), batch.empty(batch.n, batch.n)
-    _core.eigh(
-        batch.rows, values, vectors, batch.info, batch.nonfinite, batch.raising, batch.function
-    )
+    _solve(batch, values, vectors)
     result = Eigh(batch.deliver(values), batch.deliver(vectors))
     return result if batch.raising else EighInfo(*result, batch.status())
 
@@ -101,7 +99,7 @@ def eigvalsh(a: Any, *, nonfinite: str = "raise") -> Any:
     """
     batch = _square("eigvalsh", a, nonfinite, "raise")
     values = batch.empty(batch.n)
-    _core.eigh(batch.rows, values, None, batch.info, batch.nonfinite, True, batch.function)
+    _solve(batch, values, None)
     return batch.deliver(values)
 
 
@@ -112,3 +110,8 @@ def _square(function: str, a: Any, nonfinite: str, errors: str) -> Batch:
             f"[{function}] a must be square in its last two axes, got {batch.m} x {batch.n}"
         )
     return batch
+
+
+def _solve(batch: Batch, values: Any, vectors: Any) -> None:
+    policies = (batch.nonfinite, batch.raising, batch.function, batch.stream)
+    _core.eigh(batch.rows, values, vectors, batch.info, *policies)

@@ -56,5 +56,5 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     """
     batch = Batch("qr", a, nonfinite=nonfinite)
     q, r = batch.empty(batch.m, batch.k), batch.empty(batch.k, batch.n)
-    _core.qr(batch.rows, q, r, batch.info, batch.nonfinite)
+    _core.qr(batch.rows, q, r, batch.info, batch.nonfinite, True, batch.stream)
     return QR(batch.deliver(q), batch.deliver(r))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from subspan import _arrays, _checks, _core
 from subspan._ops import _randomized
 from subspan._ops._batch import Batch
-from subspan.errors import InvalidArgumentError
+from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["SVD", "SVDInfo", "svd", "svdvals"]
 
@@ -117,6 +117,10 @@ def svd(
         k = _checks.integer("svd", "k", k, low=1, high=max(batch.k, 1))
     if how == "randomized" and k is None:
         raise InvalidArgumentError("[svd] k must be given with method='randomized', got None")
+    if how == "randomized" and (device := _arrays.device_of(a)) != "cpu":
+        raise UnsupportedError(
+            f"[svd] method must be 'exact' for arrays on a CUDA device, got 'randomized' on {device}"
+        )
     if how == "randomized" and k is not None and batch.k > 0:
         result = _randomized.svd(batch, k, seed=number, tol=share)
     else:
@@ -157,15 +161,20 @@ def svdvals(a: Any, *, nonfinite: str = "raise") -> Any:
     """
     batch = Batch("svdvals", a, nonfinite=nonfinite)
     s = batch.empty(batch.k)
-    _core.svd(batch.rows, s, None, None, batch.info, batch.nonfinite, True, batch.function)
+    _solve(batch, s, None, None)
     return batch.deliver(s)
 
 
 def _exact(batch: Batch) -> tuple[Any, Any, Any]:
     u, s = batch.empty(batch.m, batch.k), batch.empty(batch.k)
     vh = batch.empty(batch.k, batch.n)
-    _core.svd(batch.rows, s, u, vh, batch.info, batch.nonfinite, batch.raising, batch.function)
+    _solve(batch, s, u, vh)
     return u, s, vh
+
+
+def _solve(batch: Batch, s: Any, u: Any, vh: Any) -> None:
+    policies = (batch.nonfinite, batch.raising, batch.function, batch.stream)
+    _core.svd(batch.rows, s, u, vh, batch.info, *policies)
 
 
 def _rank_for(batch: Batch, s: Any, tol: float | None) -> int | None:

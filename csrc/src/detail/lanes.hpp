@@ -1,0 +1,203 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+/// What the body of a CUDA kernel sees of the threads that run it. Bodies are function templates
+/// over `Lanes`, written for one thread as in CUDA; the kernels in the .cu files hand them
+/// `device_lanes`, the host's tests an emulation (tests/cpp/unit/host_lanes.hpp), so that indexing,
+/// networks and reductions are tested where there is no device. A `Lanes` has
+///
+///   rank(), size()         this thread and the number of threads of the block
+///   lane(), warp()         rank() % 32, rank() / 32; size() is a multiple of 32
+///   warps()                size() / 32
+///   sync()                 barrier of the block, memory included
+///   sync_warp()            barrier of the warp, memory included
+///   shuffle(v, source)     v of that lane of the warp
+///   shuffle_xor(v, mask)   v of lane() ^ mask
+///   any(condition)         whether it holds in any lane of the warp
+///   ballot(condition)      one bit per lane of the warp
+///   any_of_block(cond)     whether it holds in any thread of the block; a barrier, too
+///
+/// Each of the last seven must be reached by all threads that it gathers.
+
+#ifdef __CUDACC__
+#define SUBSPAN_DEVICE __device__ __forceinline__
+#define SUBSPAN_UNROLL _Pragma("unroll")
+#define SUBSPAN_NO_UNROLL _Pragma("unroll 1")
+#else
+#define SUBSPAN_DEVICE inline
+#define SUBSPAN_UNROLL
+#define SUBSPAN_NO_UNROLL
+#endif
+
+namespace subspan::gpu {
+
+inline constexpr int k_warp = 32;
+
+#ifdef __CUDACC__
+struct device_lanes {
+  SUBSPAN_DEVICE int rank() const { return static_cast<int>(threadIdx.x); }
+  SUBSPAN_DEVICE int size() const { return static_cast<int>(blockDim.x); }
+  SUBSPAN_DEVICE int lane() const { return rank() % k_warp; }
+  SUBSPAN_DEVICE int warp() const { return rank() / k_warp; }
+  SUBSPAN_DEVICE int warps() const { return size() / k_warp; }
+  SUBSPAN_DEVICE void sync() const { __syncthreads(); }
+  SUBSPAN_DEVICE void sync_warp() const { __syncwarp(); }
+  template <class T>
+  SUBSPAN_DEVICE T shuffle(T v, int source) const {
+    return __shfl_sync(0xffffffffu, v, source);
+  }
+  template <class T>
+  SUBSPAN_DEVICE T shuffle_xor(T v, int mask) const {
+    return __shfl_xor_sync(0xffffffffu, v, mask);
+  }
+  SUBSPAN_DEVICE bool any(bool condition) const { return __any_sync(0xffffffffu, condition) != 0; }
+  SUBSPAN_DEVICE std::uint32_t ballot(bool condition) const {
+    return __ballot_sync(0xffffffffu, condition);
+  }
+  SUBSPAN_DEVICE bool any_of_block(bool condition) const {
+    return __syncthreads_or(condition) != 0;
+  }
+};
+#endif
+
+/// 1 / x and 1 / sqrt(x) of positive normal numbers, to about 20 bits on the device: seeds for
+/// Newton steps, and enough where only convergence depends on them.
+SUBSPAN_DEVICE float rough_inverse(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+SUBSPAN_DEVICE double rough_inverse(double x) {
+#ifdef __CUDA_ARCH__
+  double y;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+SUBSPAN_DEVICE float rough_rsqrt(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / std::sqrt(x);
+#endif
+}
+SUBSPAN_DEVICE double rough_rsqrt(double x) {
+#ifdef __CUDA_ARCH__
+  double y;
+  asm("rsqrt.approx.ftz.f64 %0, %1;" : "=d"(y) : "d"(x));
+  return y;
+#else
+  return 1 / std::sqrt(x);
+#endif
+}
+
+/// The same to nearly full precision.
+template <class T>
+SUBSPAN_DEVICE T fast_inverse(T x) {
+  T y = rough_inverse(x);
+  SUBSPAN_UNROLL
+  for (int step = 0; step < (sizeof(T) == 8 ? 2 : 1); ++step) y *= 2 - x * y;
+  return y;
+}
+template <class T>
+SUBSPAN_DEVICE T fast_rsqrt(T x) {
+  T y = rough_rsqrt(x);
+  SUBSPAN_UNROLL
+  for (int step = 0; step < (sizeof(T) == 8 ? 2 : 1); ++step) y *= T(1.5) - T(0.5) * x * y * y;
+  return y;
+}
+
+/// Sum over groups of `Width` consecutive lanes (a power of two), the same bits in each of them.
+template <int Width = k_warp, class Lanes, class T>
+SUBSPAN_DEVICE T lane_sum(Lanes const& lanes, T v) {
+  SUBSPAN_UNROLL
+  for (int mask = Width / 2; mask > 0; mask /= 2) v += lanes.shuffle_xor(v, mask);
+  return v;
+}
+
+template <int Width = k_warp, class Lanes, class T>
+SUBSPAN_DEVICE T lane_max(Lanes const& lanes, T v) {
+  SUBSPAN_UNROLL
+  for (int mask = Width / 2; mask > 0; mask /= 2) {
+    T const other = lanes.shuffle_xor(v, mask);
+    v = other > v ? other : v;
+  }
+  return v;
+}
+
+/// The threads that work on one matrix: a warp on its own, several of them to a block, or a whole
+/// block. Bodies take either. rank(), size(), sync(), any(), sum() and max() are the team's.
+template <class Lanes>
+class warp_team {
+ public:
+  SUBSPAN_DEVICE explicit warp_team(Lanes const& lanes) : lanes_(lanes) {}
+  SUBSPAN_DEVICE Lanes const& lanes() const { return lanes_; }
+  SUBSPAN_DEVICE int rank() const { return lanes_.lane(); }
+  SUBSPAN_DEVICE int size() const { return k_warp; }
+  SUBSPAN_DEVICE int warp() const { return 0; }
+  SUBSPAN_DEVICE int warps() const { return 1; }
+  SUBSPAN_DEVICE void sync() const { lanes_.sync_warp(); }
+  SUBSPAN_DEVICE bool any(bool condition) const { return lanes_.any(condition); }
+  template <class T>
+  SUBSPAN_DEVICE T sum(T v) const {
+    return lane_sum(lanes_, v);
+  }
+  template <class T>
+  SUBSPAN_DEVICE T max(T v) const {
+    return lane_max(lanes_, v);
+  }
+
+ private:
+  Lanes const& lanes_;
+};
+
+/// `scratch`: 32 doubles of shared memory that nothing else uses.
+template <class Lanes>
+class block_team {
+ public:
+  SUBSPAN_DEVICE block_team(Lanes const& lanes, double* scratch)
+      : lanes_(lanes), scratch_(scratch) {}
+  SUBSPAN_DEVICE Lanes const& lanes() const { return lanes_; }
+  SUBSPAN_DEVICE int rank() const { return lanes_.rank(); }
+  SUBSPAN_DEVICE int size() const { return lanes_.size(); }
+  SUBSPAN_DEVICE int warp() const { return lanes_.warp(); }
+  SUBSPAN_DEVICE int warps() const { return lanes_.warps(); }
+  SUBSPAN_DEVICE void sync() const { lanes_.sync(); }
+  SUBSPAN_DEVICE bool any(bool condition) const { return lanes_.any_of_block(condition); }
+  template <class T>
+  SUBSPAN_DEVICE T sum(T v) const {
+    return across(lane_sum(lanes_, v), T(0), [](T a, T b) { return a + b; });
+  }
+  template <class T>
+  SUBSPAN_DEVICE T max(T v) const {
+    T const most = lane_max(lanes_, v);
+    return across(most, most, [](T a, T b) { return b > a ? b : a; });
+  }
+
+ private:
+  template <class T, class Join>
+  SUBSPAN_DEVICE T across(T of_warp, T start, Join join) const {
+    T* const slots = reinterpret_cast<T*>(scratch_);
+    if (lanes_.lane() == 0) slots[lanes_.warp()] = of_warp;
+    lanes_.sync();
+    T all = start;
+    for (int w = 0; w < lanes_.warps(); ++w) all = join(all, slots[w]);
+    lanes_.sync();
+    return all;
+  }
+
+  Lanes const& lanes_;
+  double* scratch_;
+};
+
+}  // namespace subspan::gpu

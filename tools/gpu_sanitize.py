@@ -1,0 +1,176 @@
+"""Small calls of every CUDA kernel, to run under compute-sanitizer (`make gpu-check` does).
+
+compute-sanitizer --tool memcheck --error-exitcode 9 python tools/gpu_sanitize.py
+
+Arrays are cupy's, or torch's where there is no cupy; each has a device allocation of its own, so
+that memcheck sees where it ends. Data is copied from the host: what runs on the device is ours.
+Results are checked, as a race may show in nothing else. Calls come in turns over the kernels, and
+none is started after --seconds, so that a slow tool still ends with a verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, zip_longest
+from typing import Any
+
+import numpy as np
+import subspan
+
+Call = tuple[str, Callable[[], float]]  # a name, and what runs it and returns its error
+
+BATCH, LARGE = 3, 10_000  # matrices; elements from which one matrix must do
+LIMIT = 100.0  # errors of more ulp than this (and the size of the matrix) are wrong results
+# Both sides of each change of kernel: a warp per matrix, a block in shared memory (its limit
+# depends on the dtype), a block in global memory; tall ones start with a QR. One of each is first.
+SVD = [
+    *((3, 3), (32, 32), (64, 64), (60, 3), (100, 64), (300, 20), (250, 240), (5, 7)),
+    *((1, 1), (2, 2), (7, 5), (20, 3), (16, 16), (33, 33), (31, 40), (70, 33), (33, 70)),
+    *((128, 2), (129, 129), (20, 300), (161, 161)),
+]
+EIGH = [3, 32, 64, 100, 250, 1, 2, 5, 8, 16, 17, 33, 48, 65, 129, 161]
+QR = [
+    *((16, 8), (64, 64), (8, 16), (500, 32), (300, 250), (32, 16), (32, 32)),
+    *((1, 1), (2, 3), (8, 8), (32, 8), (64, 8), (128, 8), (16, 16), (64, 16), (33, 33), (40, 70)),
+    *((100, 100), (161, 161), (1000, 20)),
+]
+FEW_AND_LARGE = [(900, 600)]  # last: most of its time goes to kernels of cuSOLVER
+ROWS = [(1, 1), (7, 3), (300, 65), (2100, 64), (5000, 130), (64, 300)]
+
+
+class Device:
+    """Arrays of cupy, or of torch, that each have their own allocation."""
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("cupy"):
+            import cupy
+
+            cupy.cuda.set_allocator(None)
+            self.put: Callable[[np.ndarray], Any] = cupy.asarray
+            self.get: Callable[[Any], np.ndarray] = cupy.asnumpy
+        else:
+            os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+            import torch
+
+            self.put = lambda x: torch.from_numpy(x).cuda()
+            self.get = lambda x: x.cpu().numpy()
+
+
+def _error(product: np.ndarray, a: np.ndarray, dtype: Any) -> float:
+    """Return the largest difference in ulp of the largest entry and the size of the matrix."""
+    scale = np.abs(a).max() * np.finfo(dtype).eps * max(a.shape[-2:])
+    return float(np.abs(product - a).max() / scale)
+
+
+def decompositions(device: Device, dtype: Any, rng: np.random.Generator) -> Iterator[list[Call]]:
+    """Yield the calls of svd, eigh and qr: with vectors and without, C order and transposed."""
+
+    def wide(x: Any) -> np.ndarray:
+        return device.get(x).astype(np.float64)
+
+    def svd(a: np.ndarray, x: Any) -> float:
+        u, s, vh, info = subspan.svd(x, errors="info")
+        assert not device.get(info).any()
+        return _error((wide(u) * wide(s)[:, None, :]) @ wide(vh), a, dtype)
+
+    def svdvals(a: np.ndarray, x: Any) -> float:
+        truth = np.linalg.svd(a.astype(np.float64), compute_uv=False)
+        return _error(wide(subspan.svdvals(x)), truth, dtype)
+
+    def eigh(a: np.ndarray, x: Any) -> float:
+        w, z, info = subspan.eigh(x, errors="info")
+        assert not device.get(info).any()
+        return _error((wide(z) * wide(w)[:, None, :]) @ wide(z).mT, a, dtype)
+
+    def eigvalsh(a: np.ndarray, x: Any) -> float:
+        truth = np.linalg.eigvalsh(a.astype(np.float64))
+        return _error(wide(subspan.eigvalsh(x)), truth, dtype)
+
+    def qr(a: np.ndarray, x: Any) -> float:
+        q, r = subspan.qr(x)
+        return _error(wide(q) @ wide(r), a, dtype)
+
+    def calls(shapes: list[tuple[int, int]], *functions: Callable[..., float]) -> list[Call]:
+        found: list[Call] = []
+        for number, (m, n) in enumerate(shapes):
+            a = rng.standard_normal((BATCH if m * n < LARGE else 1, m, n)).astype(dtype)
+            if functions[0] is eigh:
+                a = a + a.mT
+            for function in functions:
+                turned = number % 2 == 1  # read with strides
+
+                def run(
+                    a: np.ndarray = a, turned: bool = turned, function: Any = function
+                ) -> float:
+                    x = device.put(np.ascontiguousarray(a.mT if turned else a))
+                    return float(function(a, x.swapaxes(-1, -2) if turned else x))
+
+                found.append((f"{function.__name__} {np.dtype(dtype)} {m}x{n}", run))
+        return found
+
+    yield calls(SVD, svd, svdvals)
+    yield calls([(n, n) for n in EIGH], eigh, eigvalsh)
+    yield calls(QR, qr)
+    yield calls(FEW_AND_LARGE, qr)
+
+
+def moments(device: Device, rng: np.random.Generator) -> list[Call]:
+    """Return the calls of Moments: every dtype of numpy, weighted or not."""
+    found: list[Call] = []
+    for n, d in ROWS:
+        for dtype in (np.float32, np.float64, np.float16):
+            x = (rng.standard_normal((n, d)) + 1).astype(dtype)
+            w = np.arange(n) % 3 + 1.0 if dtype is not np.float64 else None
+
+            def run(x: np.ndarray = x, w: np.ndarray | None = w) -> float:
+                got = subspan.Moments().update(device.put(x), None if w is None else device.put(w))
+                wide = x.astype(np.float64)
+                weights = np.ones(len(x)) if w is None else w
+                centred = wide - np.average(wide, axis=0, weights=weights)
+                truth = (centred * weights[:, None]).T @ centred
+                if len(x) == 1:
+                    return float(np.abs(got.m2).max())
+                return _error(got.m2, truth, np.float32 if x.itemsize < 8 else x.dtype)
+
+            found.append((f"moments {np.dtype(dtype)} {n}x{d}", run))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the calls; the exit status is 1 if a result is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--only", default="", help="calls whose name contains it")
+    options = parser.parse_args(argv)
+    end = time.monotonic() + options.seconds
+    device, rng = Device(), np.random.default_rng(0)
+    *single, last = decompositions(device, np.float32, rng)
+    *double, last_double = decompositions(device, np.float64, rng)
+    turns = chain.from_iterable(zip_longest(*single, *double, moments(device, rng)))
+    turns = chain(turns, last, last_double)
+    chosen = [call for call in turns if call is not None and options.only in call[0]]
+    done = wrong = 0
+    for name, run in chosen:
+        if time.monotonic() > end:
+            break
+        start = time.monotonic()
+        try:
+            error = run()
+        except BaseException:
+            print(f"stopped in {name}", flush=True)
+            raise
+        wrong += not error <= LIMIT
+        done += 1
+        verdict = "" if error <= LIMIT else "  WRONG"
+        print(f"{time.monotonic() - start:7.2f} s  {name}: {error:.2g}{verdict}", flush=True)
+    print(f"{done} of {len(chosen)} calls, {wrong} wrong results")
+    return int(wrong > 0 or done == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
