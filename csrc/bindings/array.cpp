@@ -29,7 +29,13 @@ array_ref read_numpy(py::array const& array, std::string const& who) {
                 : size == 8 ? dtype::float64
                             : dtype::other;
   else if (kind == 'i')
-    out.dtype = size == 8 ? dtype::int64 : size == 4 ? dtype::int32 : dtype::other;
+    out.dtype = size == 8   ? dtype::int64
+                : size == 4 ? dtype::int32
+                : size == 2 ? dtype::int16
+                : size == 1 ? dtype::int8
+                            : dtype::other;
+  else if (kind == 'u' && size == 1)
+    out.dtype = dtype::uint8;
   else if (out.dtype_name == "bfloat16")  // ml_dtypes
     out.dtype = dtype::bfloat16;
   for (py::ssize_t axis = 0; axis < array.ndim() && size > 0; ++axis) {
@@ -56,7 +62,13 @@ bindings::dtype to_dtype(dlpack::data_type type) {
     case dlpack::code_bfloat:
       return type.bits == 16 ? dtype::bfloat16 : dtype::other;
     case dlpack::code_int:
-      return type.bits == 64 ? dtype::int64 : type.bits == 32 ? dtype::int32 : dtype::other;
+      return type.bits == 64   ? dtype::int64
+             : type.bits == 32 ? dtype::int32
+             : type.bits == 16 ? dtype::int16
+             : type.bits == 8  ? dtype::int8
+                               : dtype::other;
+    case dlpack::code_uint:
+      return type.bits == 8 ? dtype::uint8 : dtype::other;
     default:
       return dtype::other;
   }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from subspan import _arrays, _checks
 from subspan.errors import DtypeError, UnsupportedError
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "reshaped"]
 
 
 class Batch:
@@ -43,7 +43,7 @@ class Batch:
         self.lead, (self.m, self.n) = shape[:-2], shape[-2:]
         self.k = min(self.m, self.n)
         self.size = prod(self.lead)
-        self.rows = _reshaped(rows, (self.size, self.m, self.n))
+        self.rows = reshaped(rows, (self.size, self.m, self.n))
         self.info: npt.NDArray[np.int32] = np.zeros(self.size, np.int32)
 
     def empty(self, *shape: int) -> Any:
@@ -59,7 +59,8 @@ class Batch:
         return self.info.reshape(self.lead)
 
 
-def _reshaped(rows: Any, shape: tuple[int, ...]) -> Any:
+def reshaped(rows: Any, shape: tuple[int, ...]) -> Any:
+    """``rows`` in another shape, by its own library: a view where its strides allow."""
     if hasattr(rows, "reshape"):
         return rows.reshape(shape)
     if hasattr(rows, "__array_namespace__"):  # the standard has functions, no such methods

@@ -1,0 +1,211 @@
+// Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
+// detail/row_selector.hpp, and <immintrin.h> on x86-64.
+
+template <class S>
+struct lanes_of {
+  typedef S vector __attribute__((vector_size(SUBSPAN_VECTOR_BYTES)));
+  typedef typename detail::score_order<S>::key_type bits
+      __attribute__((vector_size(SUBSPAN_VECTOR_BYTES)));
+  static constexpr int count = SUBSPAN_VECTOR_BYTES / static_cast<int>(sizeof(S));
+};
+template <class S>
+using lanes = typename lanes_of<S>::vector;
+
+/// Any address; `reversal` is 0, or score_order::reversal to select the smallest.
+template <class S>
+inline lanes<S> load_scores(S const* from, typename detail::score_order<S>::key_type reversal) {
+  typename lanes_of<S>::bits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return (lanes<S>)(bits ^ reversal);
+}
+
+/// Bit i: lane i is at least `least`. NaN is not.
+template <class S>
+inline unsigned at_least(lanes<S> v, S least) {
+#if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<S, float>)
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(least), _CMP_GE_OQ);
+  else if constexpr (std::is_same_v<S, double>)
+    return _mm512_cmp_pd_mask((__m512d)v, _mm512_set1_pd(least), _CMP_GE_OQ);
+  else if constexpr (sizeof(S) == 4)
+    return _mm512_cmpge_epi32_mask((__m512i)v, _mm512_set1_epi32(least));
+  else
+    return _mm512_cmpge_epi64_mask((__m512i)v, _mm512_set1_epi64(least));
+#else
+  auto const passes = v >= least;
+#if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 32
+  if constexpr (sizeof(S) == 4)
+    return static_cast<unsigned>(_mm256_movemask_ps((__m256)passes));
+  else
+    return static_cast<unsigned>(_mm256_movemask_pd((__m256d)passes));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(S) == 4)
+    return static_cast<unsigned>(_mm_movemask_ps((__m128)passes));
+  else
+    return static_cast<unsigned>(_mm_movemask_pd((__m128d)passes));
+#else
+  unsigned mask = 0;
+  for (int i = 0; i < lanes_of<S>::count; ++i) mask |= passes[i] != 0 ? 1u << i : 0u;
+  return mask;
+#endif
+#endif
+}
+
+#if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 64
+typedef std::uint32_t narrow_keys __attribute__((vector_size(64)));
+typedef std::uint32_t half_keys __attribute__((vector_size(32)));
+typedef std::uint64_t narrow_entries __attribute__((vector_size(64)));
+
+/// The entries of `mask` to the front. In registers: compressing stores are slow on Zen 4.
+inline int store_masked(narrow_entries entries, __mmask8 mask, std::uint64_t* out) {
+  auto const packed = (narrow_entries)_mm512_maskz_compress_epi64(mask, (__m512i)entries);
+  __builtin_memcpy(out, &packed, sizeof packed);
+  return __builtin_popcount(mask);
+}
+
+template <class S>
+inline index_t append_narrow(lanes<S> v, std::uint32_t first, unsigned mask, std::uint64_t* out) {
+  constexpr std::uint32_t sign = detail::score_order<S>::sign;
+  auto keys = (narrow_keys)v;
+  if constexpr (std::is_floating_point_v<S>) {
+    narrow_keys const magnitude = keys & ~sign;
+    keys = keys >= sign ? sign - magnitude : sign + magnitude;
+  } else {
+    keys ^= sign;
+  }
+  narrow_keys const low =
+      ~first - narrow_keys{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  half_keys k[2], l[2];
+  __builtin_memcpy(k, &keys, sizeof k);
+  __builtin_memcpy(l, &low, sizeof l);
+  int taken = 0;
+  for (int half = 0; half < 2; ++half, mask >>= 8)
+    taken += store_masked(__builtin_convertvector(k[half], narrow_entries) << 32 |
+                              __builtin_convertvector(l[half], narrow_entries),
+                          static_cast<__mmask8>(mask), out + taken);
+  return taken;
+}
+#endif
+
+/// The lanes of `mask` go to the end of the buffer.
+template <class S>
+inline void append(detail::row_selector<S>& row, lanes<S> v, std::uint32_t first, unsigned mask) {
+  using order = detail::score_order<S>;
+  using key_type = typename order::key_type;
+  auto* const out = row.end();
+#if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 64
+  if constexpr (sizeof(S) == 4) return row.appended(append_narrow<S>(v, first, mask, out));
+#endif
+  S scores[lanes_of<S>::count];
+  __builtin_memcpy(scores, &v, sizeof scores);
+  index_t taken = 0;
+  for (; mask != 0; mask &= mask - 1) {
+    int const lane = __builtin_ctz(mask);
+    out[taken++] =
+        detail::make_entry<key_type>(order::key(scores[lane]), first + static_cast<unsigned>(lane));
+  }
+  row.appended(taken);
+}
+
+/// A vector of scores with the indices first, first + 1, ...; of equal scores of a row the one with
+/// the smaller index must come first. Lanes that are not in `valid` do not count.
+template <class S>
+inline void push(detail::row_selector<S>& row, lanes<S> v, std::uint32_t first,
+                 unsigned valid = ~0u) {
+  if (unsigned const mask = at_least<S>(v, row.least()) & valid; mask != 0) [[unlikely]]
+    append<S>(row, v, first, mask);
+}
+
+/// Scores in memory.
+template <class S>
+void push_all(detail::row_selector<S>& row, S const* scores, index_t n, std::uint32_t first,
+              typename detail::score_order<S>::key_type reversal) {
+  constexpr int width = lanes_of<S>::count;
+  index_t j = 0;
+  for (; j + 4 * width <= n; j += 4 * width) {
+    lanes<S> v[4];
+    unsigned any = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      v[i] = load_scores<S>(scores + j + i * width, reversal);
+      any |= at_least<S>(v[i], row.least());
+    }
+    if (any == 0) [[likely]]
+      continue;
+    if (row.closed()) return;
+    for (int i = 0; i < 4; ++i)
+      push<S>(row, v[i], first + static_cast<std::uint32_t>(j + i * width));
+  }
+  for (; j < n; ++j) {
+    S one;
+    __builtin_memcpy(&one, scores + j, sizeof one);
+    using key_type = typename detail::score_order<S>::key_type;
+    row.add(std::bit_cast<S>(static_cast<key_type>(std::bit_cast<key_type>(one) ^ reversal)),
+            first + static_cast<std::uint32_t>(j));
+  }
+}
+
+/// Splits layers * groups scores into groups (every groups-th score) and writes their maxima; NaN
+/// does not count. `groups` is a multiple of the lanes, `layers` of 4.
+template <class S>
+void group_maxima(S const* scores, index_t groups, index_t layers,
+                  typename detail::score_order<S>::key_type reversal, S* maxima) {
+  using vector = lanes<S>;
+  std::fill_n(maxima, groups, detail::score_order<S>::lowest);
+  for (index_t r = 0; r < layers; r += 4, scores += 4 * groups)
+    for (index_t g = 0; g < groups; g += lanes_of<S>::count) {
+      vector best;
+      __builtin_memcpy(&best, maxima + g, sizeof best);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        vector const v = load_scores<S>(scores + i * groups + g, reversal);
+        best = v > best ? v : best;
+      }
+      __builtin_memcpy(maxima + g, &best, sizeof best);
+    }
+}
+
+/// Groups that bound the k best from below: the k-th largest of their maxima is at most the k-th
+/// largest score. With 2 k groups about 1.4 k scores of a random order reach that bound; an order
+/// that puts scores in few groups only weakens it.
+template <class S>
+constexpr index_t group_count(index_t k) {
+  constexpr index_t least = 8 * lanes_of<S>::count;
+  return std::max(least, (2 * k + least - 1) / least * least);
+}
+
+/// Pushes scores that lie in memory close by (they are read twice). Unlike push alone it is fast in
+/// every order: the threshold is known before the first score is appended. Scratch: group_count(k).
+template <class S>
+void push_block(detail::row_selector<S>& row, S const* scores, index_t n, std::uint32_t first,
+                typename detail::score_order<S>::key_type reversal, S* maxima) {
+  index_t const groups = group_count<S>(row.k());
+  index_t const layers = n / groups / 4 * 4;
+  index_t done = 0;
+  if (layers > 0) {
+    group_maxima<S>(scores, groups, layers, reversal, maxima);
+    index_t reach = 0;
+    S const least = row.least();
+#pragma omp simd reduction(+ : reach)
+    for (index_t g = 0; g < groups; ++g) reach += maxima[g] >= least ? 1 : 0;
+    if (reach == 0) {
+      done = layers * groups;
+    } else if (reach >= row.k()) {
+      std::nth_element(maxima, maxima + (row.k() - 1), maxima + groups, std::greater<>());
+      row.raise(maxima[row.k() - 1]);
+    }
+  }
+  push_all<S>(row, scores + done, n - done, first + static_cast<std::uint32_t>(done), reversal);
+}
+
+/// The k greatest of n <= 128 narrow entries in descending order: each goes to its rank, without
+/// one branch that could be mispredicted.
+inline void rank_entries(std::uint64_t const* entries, int n, int k, std::uint64_t* out) {
+  for (int i = 0; i < n; ++i) {
+    std::uint64_t const mine = entries[i];
+    int rank = 0;
+#pragma omp simd reduction(+ : rank)
+    for (int j = 0; j < n; ++j) rank += entries[j] > mine ? 1 : 0;
+    if (rank < k) out[rank] = mine;
+  }
+}
