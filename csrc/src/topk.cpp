@@ -20,35 +20,60 @@ namespace {
 #include "detail/row_selector.inl.hpp"
 #include "detail/widen.inl.hpp"
 
-/// Scores that are looked at together: they stay in the first or second cache between two looks.
+/// Elements that one threshold is made for. They stay in the second cache.
 template <class S>
 constexpr index_t block_size(index_t k) {
-  return std::max<index_t>(8192, 8 * group_count<S>(k));
+  return std::max<index_t>(32768, 16 * group_count<S>(k));
 }
+constexpr index_t k_listed = 512;  // stacks that are looked at together
 
-/// A block of scores, in place where it can be.
+/// Elements as scores: in place where they are, else by way of `buffer`.
 template <class T>
 detail::score_of<T> const* scores_of(detail::source<T> const& row, index_t begin, index_t count,
-                                     detail::score_of<T>* block) {
+                                     detail::score_of<T>* buffer) {
   using S = detail::score_of<T>;
   T const* const first = row.data + begin * row.stride;
   if constexpr (std::is_same_v<T, S>)
     if (row.stride == 1) return first;
-  widen<T, S>(first, row.stride, count, block);
-  return block;
+  widen<T, S>(first, row.stride, count, buffer);
+  return buffer;
 }
 
 template <class T>
 void scan(detail::source<T> const& row, index_t begin, index_t end,
           detail::row_selector<detail::score_of<T>>& best, detail::score_of<T>* scratch) {
   using S = detail::score_of<T>;
-  S* const maxima = scratch;
-  S* const block = scratch + group_count<S>(best.k());
-  index_t const size = block_size<S>(best.k());
-  for (index_t j = begin; j < end && !best.closed(); j += size) {
-    index_t const count = std::min(size, end - j);
-    push_block<S>(best, scores_of(row, j, count, block), count, static_cast<std::uint32_t>(j),
-                  row.reversal, maxima);
+  using key_type = typename detail::score_order<S>::key_type;
+  constexpr index_t size = stack_size<S>, width = lanes_of<S>::count;
+  S buffer[1024];
+  std::uint32_t list[k_listed];
+  S* const summary = scratch + group_count<S>(best.k());
+  index_t const block = block_size<S>(best.k());
+  for (index_t j = begin; j < end && !best.closed(); j += block) {
+    index_t const count = std::min(block, end - j), stacks = count / size;
+    for (index_t c = 0; c < stacks; c += 1024 / size) {
+      index_t const part = std::min<index_t>(1024 / size, stacks - c);
+      summarize<S>(scores_of(row, j + c * size, part * size, buffer), part, row.reversal,
+                   summary + c * width);
+    }
+    if (raise_by<S>(best, summary, stacks, scratch))
+      for (index_t c = 0; c < stacks; c += k_listed) {
+        index_t const listed = list_stacks<S>(summary + c * width, std::min(k_listed, stacks - c),
+                                              best.least(), list);
+        for (index_t i = 0; i < listed && !best.closed(); ++i) {
+          index_t const first = j + (c + list[i]) * size;
+          push_stack<S>(best, scores_of(row, first, size, buffer),
+                        static_cast<std::uint32_t>(first), row.reversal);
+        }
+      }
+    index_t const rest = count - stacks * size;
+    S const* const scores = scores_of(row, j + stacks * size, rest, buffer);
+    for (index_t i = 0; i < rest; ++i) {
+      key_type bits;
+      __builtin_memcpy(&bits, scores + i, sizeof bits);
+      best.add(std::bit_cast<S>(static_cast<key_type>(bits ^ row.reversal)),
+               static_cast<std::uint32_t>(j + stacks * size + i));
+    }
   }
 }
 
@@ -70,7 +95,7 @@ void read_keys(detail::source<T> const& row, index_t begin, index_t count,
 template <class T>
 inline constexpr detail::topk_kernels<T> topk_table{[](index_t k) {
                                                       using S = detail::score_of<T>;
-                                                      return group_count<S>(k) + block_size<S>(k);
+                                                      return group_count<S>(k) + block_size<S>(k) / k_stack;
                                                     },
                                                     &scan<T>, &read_keys<T>, &rank_entries};
 

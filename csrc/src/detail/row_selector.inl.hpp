@@ -116,86 +116,89 @@ inline void push(detail::row_selector<S>& row, lanes<S> v, std::uint32_t first,
     append<S>(row, v, first, mask);
 }
 
-/// Scores in memory.
-template <class S>
-void push_all(detail::row_selector<S>& row, S const* scores, index_t n, std::uint32_t first,
-              typename detail::score_order<S>::key_type reversal) {
-  constexpr int width = lanes_of<S>::count;
-  index_t j = 0;
-  for (; j + 4 * width <= n; j += 4 * width) {
-    lanes<S> v[4];
-    unsigned any = 0;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      v[i] = load_scores<S>(scores + j + i * width, reversal);
-      any |= at_least<S>(v[i], row.least());
-    }
-    if (any == 0) [[likely]]
-      continue;
-    if (row.closed()) return;
-    for (int i = 0; i < 4; ++i)
-      push<S>(row, v[i], first + static_cast<std::uint32_t>(j + i * width));
-  }
-  for (; j < n; ++j) {
-    S one;
-    __builtin_memcpy(&one, scores + j, sizeof one);
-    using key_type = typename detail::score_order<S>::key_type;
-    row.add(std::bit_cast<S>(static_cast<key_type>(std::bit_cast<key_type>(one) ^ reversal)),
-            first + static_cast<std::uint32_t>(j));
-  }
-}
+// ---- rows in memory --------------------------------------------------------------------------
+//
+// A row that can be read twice needs no luck with its order. Its *summary* holds, lane by lane, the
+// maxima of k_stack vectors each. Split into 2 k or more groups, it bounds the k-th best score from
+// below before anything is appended: so many groups reach the bound, and each has a score that does.
+// Then only the few stacks whose summary reaches the bound are looked at again.
 
-/// Splits layers * groups scores into groups (every groups-th score) and writes their maxima; NaN
-/// does not count. `groups` is a multiple of the lanes, `layers` of 4.
-template <class S>
-void group_maxima(S const* scores, index_t groups, index_t layers,
-                  typename detail::score_order<S>::key_type reversal, S* maxima) {
-  using vector = lanes<S>;
-  std::fill_n(maxima, groups, detail::score_order<S>::lowest);
-  for (index_t r = 0; r < layers; r += 4, scores += 4 * groups)
-    for (index_t g = 0; g < groups; g += lanes_of<S>::count) {
-      vector best;
-      __builtin_memcpy(&best, maxima + g, sizeof best);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        vector const v = load_scores<S>(scores + i * groups + g, reversal);
-        best = v > best ? v : best;
-      }
-      __builtin_memcpy(maxima + g, &best, sizeof best);
-    }
-}
+inline constexpr int k_stack = 4;  // vectors
 
-/// Groups that bound the k best from below: the k-th largest of their maxima is at most the k-th
-/// largest score. With 2 k groups about 1.4 k scores of a random order reach that bound; an order
-/// that puts scores in few groups only weakens it.
+template <class S>
+constexpr index_t stack_size = k_stack * lanes_of<S>::count;
+
+/// With 2 k groups about 1.4 k scores of a random order reach the bound; an order that puts the best
+/// into few groups only weakens it. A multiple of the lanes.
 template <class S>
 constexpr index_t group_count(index_t k) {
-  constexpr index_t least = 8 * lanes_of<S>::count;
-  return std::max(least, (2 * k + least - 1) / least * least);
+  constexpr index_t width = lanes_of<S>::count;
+  return (std::max<index_t>(2 * k, 64) + width - 1) / width * width;
 }
 
-/// Pushes scores that lie in memory close by (they are read twice). Unlike push alone it is fast in
-/// every order: the threshold is known before the first score is appended. Scratch: group_count(k).
+/// Writes the summary of so many stacks; NaN does not count.
 template <class S>
-void push_block(detail::row_selector<S>& row, S const* scores, index_t n, std::uint32_t first,
-                typename detail::score_order<S>::key_type reversal, S* maxima) {
-  index_t const groups = group_count<S>(row.k());
-  index_t const layers = n / groups / 4 * 4;
-  index_t done = 0;
-  if (layers > 0) {
-    group_maxima<S>(scores, groups, layers, reversal, maxima);
-    index_t reach = 0;
-    S const least = row.least();
-#pragma omp simd reduction(+ : reach)
-    for (index_t g = 0; g < groups; ++g) reach += maxima[g] >= least ? 1 : 0;
-    if (reach == 0) {
-      done = layers * groups;
-    } else if (reach >= row.k()) {
-      std::nth_element(maxima, maxima + (row.k() - 1), maxima + groups, std::greater<>());
-      row.raise(maxima[row.k() - 1]);
+void summarize(S const* scores, index_t stacks, typename detail::score_order<S>::key_type reversal,
+               S* summary) {
+  constexpr int width = lanes_of<S>::count;
+  for (index_t c = 0; c < stacks; ++c, scores += stack_size<S>, summary += width) {
+    lanes<S> best = detail::score_order<S>::lowest - lanes<S>{};
+#pragma GCC unroll 4
+    for (int i = 0; i < k_stack; ++i) {
+      lanes<S> const v = load_scores<S>(scores + i * width, reversal);
+      best = v > best ? v : best;
+    }
+    __builtin_memcpy(summary, &best, sizeof best);
+  }
+}
+
+/// Raises the threshold by what the summary tells, and says whether any stack reaches it. Scratch:
+/// group_count(k).
+template <class S>
+bool raise_by(detail::row_selector<S>& row, S const* summary, index_t stacks, S* maxima) {
+  constexpr int width = lanes_of<S>::count;
+  index_t const k = row.k(), all = stacks * width;
+  index_t const groups = std::min(group_count<S>(k), all);
+  S const least = row.least();
+  if (groups < k) return true;
+  std::fill_n(maxima, groups, detail::score_order<S>::lowest);
+  for (index_t from = 0; from < all; from += groups) {
+    index_t const count = std::min(groups, all - from);
+#pragma omp simd
+    for (index_t g = 0; g < count; ++g) {
+      S const v = summary[from + g];
+      maxima[g] = v > maxima[g] ? v : maxima[g];
     }
   }
-  push_all<S>(row, scores + done, n - done, first + static_cast<std::uint32_t>(done), reversal);
+  index_t reach = 0;
+#pragma omp simd reduction(+ : reach)
+  for (index_t g = 0; g < groups; ++g) reach += maxima[g] >= least ? 1 : 0;
+  if (reach >= k) {
+    std::nth_element(maxima, maxima + (k - 1), maxima + groups, std::greater<>());
+    row.raise(maxima[k - 1]);
+  }
+  return reach > 0;
+}
+
+/// The stacks whose summary reaches the threshold, without a branch on the data; returns how many.
+template <class S>
+index_t list_stacks(S const* summary, index_t stacks, S least, std::uint32_t* list) {
+  index_t found = 0;
+  for (index_t c = 0; c < stacks; ++c) {
+    list[found] = static_cast<std::uint32_t>(c);
+    found += at_least<S>(load_scores<S>(summary + c * lanes_of<S>::count, 0), least) != 0 ? 1 : 0;
+  }
+  return found;
+}
+
+template <class S>
+void push_stack(detail::row_selector<S>& row, S const* scores, std::uint32_t first,
+                typename detail::score_order<S>::key_type reversal) {
+  constexpr int width = lanes_of<S>::count;
+  for (int i = 0; i < k_stack; ++i) {
+    lanes<S> const v = load_scores<S>(scores + i * width, reversal);
+    append<S>(row, v, first + static_cast<std::uint32_t>(i * width), at_least<S>(v, row.least()));
+  }
 }
 
 /// The k greatest of n <= 128 narrow entries in descending order: each goes to its rank, without
