@@ -58,8 +58,8 @@ void scan(detail::source<T> const& row, index_t begin, index_t end,
     }
     if (raise_by<S>(best, summary, stacks, scratch))
       for (index_t c = 0; c < stacks; c += k_listed) {
-        index_t const listed = list_stacks<S>(summary + c * width, std::min(k_listed, stacks - c),
-                                              best.least(), list);
+        index_t const listed =
+            list_stacks<S>(summary + c * width, std::min(k_listed, stacks - c), best.least(), list);
         for (index_t i = 0; i < listed && !best.closed(); ++i) {
           index_t const first = j + (c + list[i]) * size;
           push_stack<S>(best, scores_of(row, first, size, buffer),
@@ -95,7 +95,8 @@ void read_keys(detail::source<T> const& row, index_t begin, index_t count,
 template <class T>
 inline constexpr detail::topk_kernels<T> topk_table{[](index_t k) {
                                                       using S = detail::score_of<T>;
-                                                      return group_count<S>(k) + block_size<S>(k) / k_stack;
+                                                      return group_count<S>(k) +
+                                                             block_size<S>(k) / k_stack;
                                                     },
                                                     &scan<T>, &read_keys<T>, &rank_entries};
 

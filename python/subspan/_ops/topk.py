@@ -103,7 +103,14 @@ def _topk(x: Any, k: int, largest: bool, sorted: bool) -> TopK:
     outer, inner = prod(lead[:first]), prod(lead[first:])
     values = _arrays.empty_like_on(x, (outer, inner, k))
     indices = _arrays.empty_like_on(x, (outer, inner, k), "int64")
-    _core.topk(reshaped(rows, (outer, inner, n)), values, indices, bool(largest), bool(sorted), _arrays.stream_of(x))
+    _core.topk(
+        reshaped(rows, (outer, inner, n)),
+        values,
+        indices,
+        bool(largest),
+        bool(sorted),
+        _arrays.stream_of(x),
+    )
     return TopK(
         _arrays.deliver(x, values.reshape((*lead, k))),
         _arrays.deliver(x, indices.reshape((*lead, k))),
