@@ -18,11 +18,14 @@ std::string type_name(py::handle object) {
 array_ref read_numpy(py::array const& array, std::string const& who) {
   array_ref out;
   py::dtype const type = array.dtype();
-  out.dtype_name = py::cast<std::string>(py::str(static_cast<py::object const&>(type)));
+  // numpy takes microseconds to spell a dtype, so it is asked only for those without a label here.
+  auto const spelled = [&] {
+    return py::cast<std::string>(py::str(static_cast<py::object const&>(type)));
+  };
   char const kind = type.kind();
   auto const size = type.itemsize();
   if (type.byteorder() == '>' || (type.byteorder() == '<' && PY_LITTLE_ENDIAN == 0))
-    raise("DtypeError", who + " must have native byte order, got " + out.dtype_name);
+    raise("DtypeError", who + " must have native byte order, got " + spelled());
   if (kind == 'f')
     out.dtype = size == 2   ? dtype::float16
                 : size == 4 ? dtype::float32
@@ -36,8 +39,9 @@ array_ref read_numpy(py::array const& array, std::string const& who) {
                             : dtype::other;
   else if (kind == 'u' && size == 1)
     out.dtype = dtype::uint8;
-  else if (out.dtype_name == "bfloat16")  // ml_dtypes
+  else if (kind == 'V' && spelled() == "bfloat16")  // ml_dtypes
     out.dtype = dtype::bfloat16;
+  out.dtype_name = out.dtype == dtype::other ? spelled() : label_of(out.dtype);
   for (py::ssize_t axis = 0; axis < array.ndim() && size > 0; ++axis) {
     if (array.shape(axis) > 1 && array.strides(axis) % size != 0)
       raise("DtypeError", who + " must have strides that are multiples of its element size, got " +

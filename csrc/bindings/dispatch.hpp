@@ -26,20 +26,14 @@ constexpr dtype dtype_of() {
   if constexpr (std::is_same_v<T, std::uint8_t>) return dtype::uint8;
 }
 
-template <class T>
-constexpr char const* dtype_label() {
-  constexpr char const* labels[] = {"float16", "bfloat16", "float32", "float64", "int64",
-                                    "int32",   "int16",    "int8",    "uint8"};
-  return labels[static_cast<int>(dtype_of<T>())];
-}
-
 /// `T const` for inputs; a writable T refuses read-only arrays.
 template <class T, int Rank>
 strided_view<T, Rank> view_of(array_ref const& array, char const* function, char const* name) {
   using element = std::remove_const_t<T>;
   std::string const who = std::string("[") + function + "] " + name;
   if (array.dtype != dtype_of<element>())
-    raise("DtypeError", who + " must be " + dtype_label<element>() + ", got " + array.dtype_name);
+    raise("DtypeError",
+          who + " must be " + label_of(dtype_of<element>()) + ", got " + array.dtype_name);
   if (array.ndim() != Rank)
     raise("InvalidArgumentError", who + " must have " + std::to_string(Rank) + " axes, got " +
                                       std::to_string(array.ndim()));

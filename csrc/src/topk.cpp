@@ -25,7 +25,7 @@ template <class S>
 constexpr index_t block_size(index_t k) {
   return std::max<index_t>(32768, 16 * group_count<S>(k));
 }
-constexpr index_t k_listed = 512;  // stacks that are looked at together
+constexpr index_t k_listed = 64;  // stacks between two looks at the threshold
 
 /// Elements as scores: in place where they are, else by way of `buffer`.
 template <class T>
@@ -111,12 +111,12 @@ namespace {
 using detail::entry;
 using detail::index_of;
 
-// Where selecting by a threshold gives way to selecting by digits.
-constexpr index_t k_filtered = 4096;
-constexpr index_t k_share = 8;
+// Selecting by a threshold gives way to selecting by digits where k is large for its row.
+constexpr bool is_filtered(index_t k, index_t n) { return 8 * k <= n && (k <= 512 || 16 * k <= n); }
 // Rows of at most so many elements are sorted by comparison if they are not filtered.
 constexpr index_t k_short_row = 768;
 constexpr index_t k_ranked = 128;
+constexpr index_t k_compared = 256;
 // Elements that a chunk of work is worth.
 constexpr index_t k_chunk = index_t{1} << 16;
 
@@ -126,6 +126,7 @@ class selection {
   using score = detail::score_of<T>;
   using order = detail::score_order<score>;
   using key = typename order::key_type;
+  using selector = detail::row_selector<score>;
 
   selection(context const& ctx, strided_view<T const, 3> x, strided_view<T, 3> values,
             strided_view<index_t, 3> indices, topk_params params)
@@ -149,7 +150,7 @@ class selection {
       for (index_t r = 0; r < rows_; ++r) select(ctx_, r, r + 1);
       return;
     }
-    index_t const worth = std::max<index_t>(k_chunk / n_, 1);
+    index_t const worth = std::max<index_t>(k_chunk / 4 / n_, 1);
     detail::parallel_for(ctx_, rows_,
                          std::max(std::clamp<index_t>(rows_ / (8 * threads), 1, 256), worth),
                          [&](index_t begin, index_t end) { select(serial_, begin, end); });
@@ -163,7 +164,7 @@ class selection {
   }
 
   void select(context const& ctx, index_t begin, index_t end) const {
-    if (k_ <= k_filtered && k_ * k_share <= n_)
+    if (is_filtered(k_, n_))
       filter(ctx, begin, end);
     else if (n_ <= k_short_row)
       sort_short(ctx, begin, end);
@@ -171,9 +172,17 @@ class selection {
       by_digits(ctx, begin, end);
   }
 
+  /// parallel_for without its fixed costs where there is but one range: rows may be short.
+  template <class Body>
+  static void ranges(context const& ctx, index_t n, index_t grain, Body&& body) {
+    if (n <= grain)
+      body(index_t{0}, n);
+    else
+      detail::parallel_for(ctx, n, grain, body);
+  }
+
   // k is small: one pass with a threshold, every part of a row by its own.
   void filter(context const& ctx, index_t begin, index_t end) const {
-    using selector = detail::row_selector<score>;
     index_t const threads = detail::thread_count(ctx);
     index_t const parts =
         threads > 1 ? std::clamp<index_t>(n_ / std::max(k_chunk, 16 * k_), 1, 4 * threads) : 1;
@@ -184,7 +193,7 @@ class selection {
     detail::workspace<index_t> counts(ctx, parts);
     for (index_t r = begin; r < end; ++r) {
       auto const from = row(r);
-      detail::parallel_for(ctx, n_, grain, [&](index_t first, index_t last) {
+      ranges(ctx, n_, grain, [&](index_t first, index_t last) {
         index_t const part = first / grain;
         selector part_best(k_, best.data() + part * room);
         kernels_.scan(from, first, last, part_best, scratch.data() + part * scratch_room);
@@ -203,7 +212,7 @@ class selection {
   // The row is short: all of it is compared.
   void sort_short(context const& ctx, index_t begin, index_t end) const {
     detail::workspace<key> keys(ctx, n_);
-    detail::workspace<entry<key>> all(ctx, n_), spare(ctx, k_);
+    detail::workspace<entry<key>> all(ctx, n_ + selector::widest), spare(ctx, k_);
     for (index_t r = begin; r < end; ++r) {
       read_keys(row(r), 0, n_, keys.data());
       for (index_t j = 0; j < n_; ++j)
@@ -257,13 +266,18 @@ class selection {
   void finish(context const& ctx, index_t r, entry<key>* entries, index_t found,
               entry<key>* spare) const {
     if constexpr (sizeof(key) == 4)
-      if (params_.sorted && found <= k_ranked) {
-        kernels_.rank(entries, static_cast<int>(found), static_cast<int>(k_), spare);
+      if (found <= k_ranked) {
+        kernels_.rank(entries, found, k_, spare);
+        if (!params_.sorted) {  // once more, with the index in the upper half
+          std::transform(spare, spare + k_, entries, [](auto e) { return std::rotl(e, 32); });
+          kernels_.rank(entries, k_, k_, spare);
+          std::transform(spare, spare + k_, spare, [](auto e) { return std::rotl(e, 32); });
+        }
         return deliver(ctx, r, spare);
       }
     if (found > k_)
       std::nth_element(entries, entries + (k_ - 1), entries + found, std::greater<>());
-    if (k_ > k_short_row)
+    if (k_ > k_compared)
       entries = detail::sort_by_digits<key>(ctx, entries, spare, k_,
                                             std::bit_width(static_cast<std::uint64_t>(n_ - 1)),
                                             params_.sorted ? k_key_bits : 0);
@@ -279,7 +293,7 @@ class selection {
     auto const from = row(r);
     T* const values = values_.data + r * k_;
     index_t* const indices = indices_.data + r * k_;
-    detail::parallel_for(ctx, k_, k_chunk, [&](index_t begin, index_t end) {
+    ranges(ctx, k_, k_chunk, [&](index_t begin, index_t end) {
       for (index_t j = begin; j < end; ++j) {
         index_t const index = index_of(entries[j]);
         values[j] = from.data[index * from.stride];

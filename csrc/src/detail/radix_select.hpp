@@ -142,34 +142,37 @@ entry<Key> kth_entry(context const& ctx, index_t n, index_t k, Read const& read)
 template <class Key>
 entry<Key>* sort_by_digits(context const& ctx, entry<Key>* entries, entry<Key>* spare, index_t n,
                            int index_bits, int key_bits) {
+  // Few entries do not pay for many bins.
+  int const width = n < 8192 ? 8 : k_digit_bits;
+  index_t const bins = index_t{1} << width;
   partition const parts(ctx, n);
-  workspace<index_t> places(ctx, parts.parts() * k_bins);
+  workspace<std::uint32_t> places(ctx, parts.parts() * bins);
   auto const pass = [&](auto const& bin) {
     parts.run(ctx, [&](index_t part, index_t begin, index_t end) {
-      index_t* const counts = places.data() + part * k_bins;
-      std::fill_n(counts, k_bins, index_t{0});
+      std::uint32_t* const counts = places.data() + part * bins;
+      std::fill_n(counts, bins, 0u);
       for (index_t i = begin; i < end; ++i) ++counts[bin(entries[i])];
     });
-    index_t place = 0;
-    for (index_t b = 0; b < k_bins; ++b) {
-      index_t const before = place;
-      for (index_t part = 0; part < parts.parts(); ++part)
-        place += std::exchange(places[part * k_bins + b], place);
+    std::uint32_t place = 0;
+    for (index_t b = 0; b < bins; ++b) {
+      std::uint32_t const before = place;
+      for (index_t at = b; at < parts.parts() * bins; at += bins)
+        place += std::exchange(places[at], place);
       if (place - before == n) return;  // all in one bin
     }
     parts.run(ctx, [&](index_t part, index_t begin, index_t end) {
-      index_t* const to = places.data() + part * k_bins;
+      std::uint32_t* const to = places.data() + part * bins;
       for (index_t i = begin; i < end; ++i) spare[to[bin(entries[i])]++] = entries[i];
     });
     std::swap(entries, spare);
   };
-  for (int shift = 0; shift < index_bits; shift += k_digit_bits)
-    pass([shift](entry<Key> const& e) {
-      return static_cast<index_t>(index_of(e) >> shift & (k_bins - 1));
+  for (int shift = 0; shift < index_bits; shift += width)
+    pass([=](entry<Key> const& e) {
+      return static_cast<index_t>(index_of(e) >> shift & (bins - 1));
     });
-  for (int shift = 0; shift < key_bits; shift += k_digit_bits)
-    pass([shift](entry<Key> const& e) {
-      return k_bins - 1 - static_cast<index_t>(key_of(e) >> shift & (k_bins - 1));
+  for (int shift = 0; shift < key_bits; shift += width)
+    pass([=](entry<Key> const& e) {
+      return bins - 1 - static_cast<index_t>(key_of(e) >> shift & (bins - 1));
     });
   return entries;
 }

@@ -116,6 +116,53 @@ inline void push(detail::row_selector<S>& row, lanes<S> v, std::uint32_t first,
     append<S>(row, v, first, mask);
 }
 
+// ---- a few elements, all against all ---------------------------------------------------------
+//
+// Up to a hundred elements are ranked faster by counting for each how many are greater, a vector of
+// elements at a time, than by any sort: there is no branch that could be mispredicted.
+
+inline constexpr index_t k_few = 128;
+
+/// Lane by lane, how many of n elements are greater.
+template <class E>
+inline auto count_greater(E const* elements, index_t n, lanes<E> mine) {
+  auto greater = mine < mine;  // zeros
+  for (index_t j = 0; j < n; ++j) greater -= elements[j] > mine;
+  return greater;
+}
+
+/// The k greatest of n entries in descending order, 1 <= k <= n. Behind `entries` there is room for a
+/// vector.
+inline void rank_entries(std::uint64_t* entries, index_t n, index_t k, std::uint64_t* out) {
+  constexpr index_t width = lanes_of<std::uint64_t>::count;
+  for (index_t i = 0; i < n; i += width) {
+    lanes<std::uint64_t> mine;
+    __builtin_memcpy(&mine, entries + i, sizeof mine);
+    auto const greater = count_greater(entries, n, mine);
+    std::int64_t rank[width];
+    __builtin_memcpy(rank, &greater, sizeof rank);
+    for (index_t lane = 0; lane < std::min(width, n - i); ++lane)
+      if (rank[lane] < k) out[rank[lane]] = entries[i + lane];
+  }
+}
+
+/// The k-th greatest of n scores without NaN; n is a multiple of the lanes.
+template <class S>
+S kth_of_few(S const* scores, index_t n, index_t k) {
+  constexpr index_t width = lanes_of<S>::count;
+  auto const wanted = static_cast<typename detail::score_order<S>::signed_bits>(k);
+  S candidates[width];
+  std::fill_n(candidates, width, detail::score_order<S>::highest);
+  for (index_t i = 0; i < n; i += width) {
+    auto const mine = load_scores<S>(scores + i, 0);
+    auto const greater = count_greater<S>(scores, n, mine);
+    lanes<S> least = load_scores<S>(candidates, 0);
+    least = (greater < wanted && mine < least) ? mine : least;
+    __builtin_memcpy(candidates, &least, sizeof least);
+  }
+  return *std::min_element(candidates, candidates + width);
+}
+
 // ---- rows in memory --------------------------------------------------------------------------
 //
 // A row that can be read twice needs no luck with its order. Its *summary* holds, lane by lane, the
@@ -174,8 +221,12 @@ bool raise_by(detail::row_selector<S>& row, S const* summary, index_t stacks, S*
 #pragma omp simd reduction(+ : reach)
   for (index_t g = 0; g < groups; ++g) reach += maxima[g] >= least ? 1 : 0;
   if (reach >= k) {
-    std::nth_element(maxima, maxima + (k - 1), maxima + groups, std::greater<>());
-    row.raise(maxima[k - 1]);
+    if (groups <= k_few) {
+      row.raise(kth_of_few<S>(maxima, groups, k));
+    } else {
+      std::nth_element(maxima, maxima + (k - 1), maxima + groups, std::greater<>());
+      row.raise(maxima[k - 1]);
+    }
   }
   return reach > 0;
 }
@@ -198,17 +249,5 @@ void push_stack(detail::row_selector<S>& row, S const* scores, std::uint32_t fir
   for (int i = 0; i < k_stack; ++i) {
     lanes<S> const v = load_scores<S>(scores + i * width, reversal);
     append<S>(row, v, first + static_cast<std::uint32_t>(i * width), at_least<S>(v, row.least()));
-  }
-}
-
-/// The k greatest of n <= 128 narrow entries in descending order: each goes to its rank, without
-/// one branch that could be mispredicted.
-inline void rank_entries(std::uint64_t const* entries, int n, int k, std::uint64_t* out) {
-  for (int i = 0; i < n; ++i) {
-    std::uint64_t const mine = entries[i];
-    int rank = 0;
-#pragma omp simd reduction(+ : rank)
-    for (int j = 0; j < n; ++j) rank += entries[j] > mine ? 1 : 0;
-    if (rank < k) out[rank] = mine;
   }
 }

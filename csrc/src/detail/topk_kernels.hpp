@@ -31,7 +31,7 @@ struct topk_kernels {
   void (*scan)(source<T> const& row, index_t begin, index_t end, row_selector<score>& best,
                score* scratch);
   void (*keys)(source<T> const& row, index_t begin, index_t count, key* out);
-  void (*rank)(std::uint64_t const* entries, int n, int k, std::uint64_t* out);
+  void (*rank)(std::uint64_t* entries, index_t n, index_t k, std::uint64_t* out);
 };
 
 }  // namespace subspan::detail
