@@ -132,6 +132,20 @@ def test_subnormal_numbers_are_ordered():
         assert topk(x, 6, largest=False).indices.tolist() == [4, 1, 2, 3, 5, 0]
 
 
+def test_flushing_subnormals_to_zero_changes_nothing(run_python):
+    pytest.importorskip("torch")
+    code = """
+import numpy as np, subspan, torch
+torch.set_flush_denormal(True)
+for dtype in (np.float32, np.float64):
+    x = np.zeros((2, 3000), dtype)
+    x.view(np.int32 if dtype is np.float32 else np.int64)[:] = np.arange(1, 3001)
+    for k in (1, 5, 100, 2000):
+        assert subspan.topk(x, k).indices.tolist() == [list(range(2999, 2999 - k, -1))] * 2
+"""
+    run_python(code)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_row(data):
@@ -274,6 +288,20 @@ def test_layouts_give_the_same_bits(dtype, k, rng):
     one = np.broadcast_to(x[0, 0], (2, 3, 800))
     for got, single in zip(topk(one, k), topk(x[0, 0], k), strict=True):
         same_bits(*((got[index], single) for index in np.ndindex(2, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8"])
+@pytest.mark.parametrize("k", [1, 40, 1500])
+def test_columns(dtype, k, threads, rng):
+    """Rows that are fetched together, by line and by what is left of one."""
+    x = random_rows((3000, 83), dtype, rng)
+    for view in (x.T, x[:, ::-1].T, x[::-1, 5:26:2].T):
+        wanted = reference(np.ascontiguousarray(view), k)
+        for n in (1, 2):
+            threads(n)
+            same_bits(*zip(topk(view, k), wanted, strict=True))
+    blocks = x[:, :80].reshape(3000, 5, 16).transpose(1, 2, 0)
+    same_bits(*zip(topk(blocks, k), reference(blocks, k), strict=True))
 
 
 def test_strided_rows_are_not_copied(monkeypatch, rng):

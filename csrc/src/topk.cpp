@@ -25,7 +25,8 @@ template <class S>
 constexpr index_t block_size(index_t k) {
   return std::max<index_t>(32768, 16 * group_count<S>(k));
 }
-constexpr index_t k_listed = 64;  // stacks between two looks at the threshold
+constexpr index_t k_listed = 64;     // stacks between two looks at the threshold
+constexpr index_t k_widened = 1024;  // elements, where they must be converted
 
 /// Elements as scores: in place where they are, else by way of `buffer`.
 template <class T>
@@ -45,14 +46,14 @@ void scan(detail::source<T> const& row, index_t begin, index_t end,
   using S = detail::score_of<T>;
   using key_type = typename detail::score_order<S>::key_type;
   constexpr index_t size = stack_size<S>, width = lanes_of<S>::count;
-  S buffer[1024];
+  S buffer[k_widened];
   std::uint32_t list[k_listed];
   S* const summary = scratch + group_count<S>(best.k());
   index_t const block = block_size<S>(best.k());
   for (index_t j = begin; j < end && !best.closed(); j += block) {
     index_t const count = std::min(block, end - j), stacks = count / size;
-    for (index_t c = 0; c < stacks; c += 1024 / size) {
-      index_t const part = std::min<index_t>(1024 / size, stacks - c);
+    for (index_t c = 0; c < stacks; c += k_widened / size) {
+      index_t const part = std::min(k_widened / size, stacks - c);
       summarize<S>(scores_of(row, j + c * size, part * size, buffer), part, row.reversal,
                    summary + c * width);
     }
@@ -67,7 +68,7 @@ void scan(detail::source<T> const& row, index_t begin, index_t end,
         }
       }
     index_t const rest = count - stacks * size;
-    S const* const scores = scores_of(row, j + stacks * size, rest, buffer);
+    S const* const scores = scores_of(row, j + stacks * size, rest, buffer);  // less than a stack
     for (index_t i = 0; i < rest; ++i) {
       key_type bits;
       __builtin_memcpy(&bits, scores + i, sizeof bits);
@@ -93,12 +94,14 @@ void read_keys(detail::source<T> const& row, index_t begin, index_t count,
 }
 
 template <class T>
-inline constexpr detail::topk_kernels<T> topk_table{[](index_t k) {
-                                                      using S = detail::score_of<T>;
-                                                      return group_count<S>(k) +
-                                                             block_size<S>(k) / k_stack;
-                                                    },
-                                                    &scan<T>, &read_keys<T>, &rank_entries};
+index_t scan_scratch(index_t k) {
+  using S = detail::score_of<T>;
+  return group_count<S>(k) + block_size<S>(k) / k_stack;
+}
+
+template <class T>
+inline constexpr detail::topk_kernels<T> topk_table{&scan_scratch<T>, &scan<T>, &read_keys<T>,
+                                                    &rank_entries};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -119,6 +122,8 @@ constexpr index_t k_ranked = 128;
 constexpr index_t k_compared = 256;
 // Elements that a chunk of work is worth.
 constexpr index_t k_chunk = index_t{1} << 16;
+// Elements that may be fetched together.
+constexpr index_t k_tile = index_t{1} << 22;
 
 template <class T>
 class selection {
@@ -163,7 +168,34 @@ class selection {
             params_.largest ? key{0} : order::reversal};
   }
 
+  /// Rows that are fetched together where the elements of one row lie apart and those of several side
+  /// by side: a cache line of x is then used whole. 1: rows are read where they are.
+  index_t rows_at_once() const {
+    index_t const inner = std::abs(x_.strides[1]), stride = std::abs(x_.strides[2]);
+    if (stride <= 1 || x_.shape[1] == 1 || inner >= stride) return 1;
+    constexpr auto line = static_cast<index_t>(64 / sizeof(T));
+    return std::clamp<index_t>(k_tile / n_, 1, line);
+  }
+
   void select(context const& ctx, index_t begin, index_t end) const {
+    index_t const side_by_side = std::min(rows_at_once(), end - begin);
+    if (side_by_side == 1) return select_rows(ctx, begin, end);
+    detail::workspace<T> tile(ctx, side_by_side * n_);
+    for (index_t r = begin, count = 0; r < end; r += count) {
+      count = std::min({side_by_side, end - r, x_.shape[1] - r % x_.shape[1]});
+      T const* const from = row(r).data;
+      for (index_t j = 0; j < n_; ++j)
+        for (index_t i = 0; i < count; ++i)
+          tile[i * n_ + j] = from[j * x_.strides[2] + i * x_.strides[1]];
+      selection fetched(*this);
+      fetched.x_ = make_view<3>(static_cast<T const*>(tile.data()), {1, count, n_});
+      fetched.values_.data += r * k_;
+      fetched.indices_.data += r * k_;
+      fetched.select_rows(ctx, 0, count);
+    }
+  }
+
+  void select_rows(context const& ctx, index_t begin, index_t end) const {
     if (is_filtered(k_, n_))
       filter(ctx, begin, end);
     else if (n_ <= k_short_row)

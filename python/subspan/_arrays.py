@@ -94,11 +94,11 @@ def require_same(function: str, **arrays: Any) -> None:
 
 def dtype_name(x: Any) -> str:
     """Name of the element type without the library's prefix: float32, bfloat16, int64."""
-    return _name_of(type(x.dtype), x.dtype)
+    return _name_of(type(x.dtype).__module__, x.dtype)
 
 
-@functools.cache  # numpy takes microseconds to spell a dtype; the type keeps libraries apart
-def _name_of(_: type, dtype: Any) -> str:
+@functools.cache  # numpy takes microseconds to spell a dtype; the module keeps libraries apart
+def _name_of(_: str, dtype: Any) -> str:
     return str(dtype).rpartition(".")[2]
 
 

@@ -123,10 +123,12 @@ def _first_joined(rows: Any, lead: tuple[int, ...]) -> int:
     The core takes two axes of rows, so these are one and what comes before is the other: a
     transposed batch is read in place.
     """
+    if len(lead) == 2:
+        return 1
     strides = rows.stride() if hasattr(rows, "stride") else getattr(rows, "strides", None)
-    first = max(len(lead) - 1, 0)
     if strides is None:
         return 0
+    first = max(len(lead) - 1, 0)
     while first > 0 and strides[first - 1] == strides[first] * lead[first]:
         first -= 1
     return first
