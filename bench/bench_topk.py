@@ -71,7 +71,7 @@ def by_numpy(b: Input) -> tuple[Rows, Rows]:
 
 def read(b: Input) -> None:
     """Look at every element once: the least that any selection does."""
-    flat = b.x.ravel()
+    flat = b.x.ravel().view(np.int32)  # numpy has fast code for these, whatever the dtype
     threads = subspan.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(np.max, np.array_split(flat, threads)))
