@@ -71,7 +71,17 @@ def test_docstrings(name, tmp_path, monkeypatch):
 def test_the_primitives_have_examples():
     finder = doctest.DocTestFinder()
     without = []
-    for name in ("svd", "svdvals", "eigh", "eigvalsh", "qr", "Moments", "PCA", "show_config"):
+    for name in (
+        "svd",
+        "svdvals",
+        "eigh",
+        "eigvalsh",
+        "qr",
+        "topk",
+        "Moments",
+        "PCA",
+        "show_config",
+    ):
         if not any(test.examples for test in finder.find(getattr(subspan, name), name)):
             without.append(name)
     assert without == []

@@ -18,20 +18,30 @@ std::string type_name(py::handle object) {
 array_ref read_numpy(py::array const& array, std::string const& who) {
   array_ref out;
   py::dtype const type = array.dtype();
-  out.dtype_name = py::cast<std::string>(py::str(static_cast<py::object const&>(type)));
+  // numpy takes microseconds to spell a dtype, so it is asked only for those without a label here.
+  auto const spelled = [&] {
+    return py::cast<std::string>(py::str(static_cast<py::object const&>(type)));
+  };
   char const kind = type.kind();
   auto const size = type.itemsize();
   if (type.byteorder() == '>' || (type.byteorder() == '<' && PY_LITTLE_ENDIAN == 0))
-    raise("DtypeError", who + " must have native byte order, got " + out.dtype_name);
+    raise("DtypeError", who + " must have native byte order, got " + spelled());
   if (kind == 'f')
     out.dtype = size == 2   ? dtype::float16
                 : size == 4 ? dtype::float32
                 : size == 8 ? dtype::float64
                             : dtype::other;
   else if (kind == 'i')
-    out.dtype = size == 8 ? dtype::int64 : size == 4 ? dtype::int32 : dtype::other;
-  else if (out.dtype_name == "bfloat16")  // ml_dtypes
+    out.dtype = size == 8   ? dtype::int64
+                : size == 4 ? dtype::int32
+                : size == 2 ? dtype::int16
+                : size == 1 ? dtype::int8
+                            : dtype::other;
+  else if (kind == 'u' && size == 1)
+    out.dtype = dtype::uint8;
+  else if (kind == 'V' && spelled() == "bfloat16")  // ml_dtypes
     out.dtype = dtype::bfloat16;
+  out.dtype_name = out.dtype == dtype::other ? spelled() : label_of(out.dtype);
   for (py::ssize_t axis = 0; axis < array.ndim() && size > 0; ++axis) {
     if (array.shape(axis) > 1 && array.strides(axis) % size != 0)
       raise("DtypeError", who + " must have strides that are multiples of its element size, got " +
@@ -56,7 +66,13 @@ bindings::dtype to_dtype(dlpack::data_type type) {
     case dlpack::code_bfloat:
       return type.bits == 16 ? dtype::bfloat16 : dtype::other;
     case dlpack::code_int:
-      return type.bits == 64 ? dtype::int64 : type.bits == 32 ? dtype::int32 : dtype::other;
+      return type.bits == 64   ? dtype::int64
+             : type.bits == 32 ? dtype::int32
+             : type.bits == 16 ? dtype::int16
+             : type.bits == 8  ? dtype::int8
+                               : dtype::other;
+    case dlpack::code_uint:
+      return type.bits == 8 ? dtype::uint8 : dtype::other;
     default:
       return dtype::other;
   }

@@ -12,7 +12,13 @@
 
 namespace subspan::bindings {
 
-enum class dtype { float16, bfloat16, float32, float64, int64, int32, other };
+enum class dtype { float16, bfloat16, float32, float64, int64, int32, int16, int8, uint8, other };
+
+constexpr char const* label_of(dtype type) {
+  constexpr char const* labels[] = {"float16", "bfloat16", "float32", "float64", "int64",
+                                    "int32",   "int16",    "int8",    "uint8",   "other"};
+  return labels[static_cast<int>(type)];
+}
 
 /// A foreign array as memory: what every library's arrays have in common. Keeps its owner alive.
 struct array_ref {

@@ -21,12 +21,9 @@ constexpr dtype dtype_of() {
   if constexpr (std::is_same_v<T, double>) return dtype::float64;
   if constexpr (std::is_same_v<T, index_t>) return dtype::int64;
   if constexpr (std::is_same_v<T, std::int32_t>) return dtype::int32;
-}
-
-template <class T>
-constexpr char const* dtype_label() {
-  constexpr char const* labels[] = {"float16", "bfloat16", "float32", "float64", "int64", "int32"};
-  return labels[static_cast<int>(dtype_of<T>())];
+  if constexpr (std::is_same_v<T, std::int16_t>) return dtype::int16;
+  if constexpr (std::is_same_v<T, std::int8_t>) return dtype::int8;
+  if constexpr (std::is_same_v<T, std::uint8_t>) return dtype::uint8;
 }
 
 /// `T const` for inputs; a writable T refuses read-only arrays.
@@ -35,7 +32,8 @@ strided_view<T, Rank> view_of(array_ref const& array, char const* function, char
   using element = std::remove_const_t<T>;
   std::string const who = std::string("[") + function + "] " + name;
   if (array.dtype != dtype_of<element>())
-    raise("DtypeError", who + " must be " + dtype_label<element>() + ", got " + array.dtype_name);
+    raise("DtypeError",
+          who + " must be " + label_of(dtype_of<element>()) + ", got " + array.dtype_name);
   if (array.ndim() != Rank)
     raise("InvalidArgumentError", who + " must have " + std::to_string(Rank) + " axes, got " +
                                       std::to_string(array.ndim()));
@@ -122,6 +120,29 @@ void visit_storage(array_ref const& array, char const* function, char const* nam
   }
 }
 
+/// visit(type_tag<T>) for the types that have an order.
+template <class Visit>
+void visit_ordered(array_ref const& array, char const* function, char const* name, Visit&& visit) {
+  switch (array.dtype) {
+    case dtype::int64:
+      return visit(type_tag<std::int64_t>{});
+    case dtype::int32:
+      return visit(type_tag<std::int32_t>{});
+    case dtype::int16:
+      return visit(type_tag<std::int16_t>{});
+    case dtype::int8:
+      return visit(type_tag<std::int8_t>{});
+    case dtype::uint8:
+      return visit(type_tag<std::uint8_t>{});
+    case dtype::other:
+      refuse_dtype(array, function, name,
+                   "a float or an integer of up to 64 bits (of unsigned: "
+                   "uint8)");
+    default:
+      visit_storage(array, function, name, visit);
+  }
+}
+
 inline context make_context(std::uintptr_t stream = 0) {
   context ctx;
   ctx.stream = reinterpret_cast<void*>(stream);
@@ -157,5 +178,6 @@ void bind_eigh(pybind11::module_& m);
 void bind_qr(pybind11::module_& m);
 void bind_pca(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
+void bind_topk(pybind11::module_& m);
 
 }  // namespace subspan::bindings

@@ -14,6 +14,7 @@ from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
 from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
+from subspan._ops.topk import TopK, topk
 
 __all__ = [
     "PCA",
@@ -23,6 +24,7 @@ __all__ = [
     "EighInfo",
     "Moments",
     "SVDInfo",
+    "TopK",
     "__version__",
     "cpu_level",
     "eigh",
@@ -35,4 +37,5 @@ __all__ = [
     "spectrum",
     "svd",
     "svdvals",
+    "topk",
 ]

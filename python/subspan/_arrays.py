@@ -6,6 +6,7 @@ user did not import costs nothing.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, Protocol
 
@@ -93,7 +94,12 @@ def require_same(function: str, **arrays: Any) -> None:
 
 def dtype_name(x: Any) -> str:
     """Name of the element type without the library's prefix: float32, bfloat16, int64."""
-    return str(x.dtype).rpartition(".")[2]
+    return _name_of(type(x.dtype).__module__, x.dtype)
+
+
+@functools.cache  # numpy takes microseconds to spell a dtype; the module keeps libraries apart
+def _name_of(_: str, dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 def stream_of(x: Any) -> int:

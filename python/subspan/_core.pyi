@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'set_num_threads', 'svd']
+__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'set_num_threads', 'svd', 'topk']
 def blas_name() -> str:
     """
     The BLAS behind the library.
@@ -72,5 +72,9 @@ def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
 def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd') -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
+    """
+def topk(x: typing.Any, values: typing.Any, indices: typing.Any, largest: bool, sorted: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    The k best of each row of x [outer, inner, n] into caller-owned outputs.
     """
 __version__: str = '0.1.0'

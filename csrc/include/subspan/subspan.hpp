@@ -17,6 +17,7 @@
 #include "subspan/qr.hpp"
 #include "subspan/random.hpp"
 #include "subspan/svd.hpp"
+#include "subspan/topk.hpp"
 #include "subspan/types.hpp"
 #include "subspan/version.hpp"
 #include "subspan/view.hpp"

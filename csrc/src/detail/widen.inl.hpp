@@ -13,6 +13,11 @@ inline float widen_one(bfloat16 b) {
 }
 inline float widen_one(float x) { return x; }
 inline double widen_one(double x) { return x; }
+template <class I>
+  requires std::is_integral_v<I>
+inline I widen_one(I x) {
+  return x;
+}
 
 /// One strided row to a contiguous row of P.
 template <class T, class P>

@@ -10,7 +10,7 @@ import numpy as np
 from subspan import _arrays, _checks
 from subspan.errors import DtypeError, UnsupportedError
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "reshaped"]
 
 
 class Batch:
@@ -42,7 +42,7 @@ class Batch:
         self.lead, (self.m, self.n) = shape[:-2], shape[-2:]
         self.k = min(self.m, self.n)
         self.size = prod(self.lead)
-        self.rows = _reshaped(rows, (self.size, self.m, self.n))
+        self.rows = reshaped(rows, (self.size, self.m, self.n))
         self.stream = _arrays.stream_of(a)
         # Beside the data, so that nobody has to wait for a device to hear how it went.
         self.info: Any = (
@@ -64,7 +64,10 @@ class Batch:
         return self.info.reshape(self.lead)
 
 
-def _reshaped(rows: Any, shape: tuple[int, ...]) -> Any:
+def reshaped(rows: Any, shape: tuple[int, ...]) -> Any:
+    """``rows`` in another shape, by its own library: a view where its strides allow."""
+    if tuple(rows.shape) == shape:
+        return rows
     if hasattr(rows, "reshape"):
         return rows.reshape(shape)
     if hasattr(rows, "__array_namespace__"):  # the standard has functions, no such methods
