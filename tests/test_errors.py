@@ -140,7 +140,7 @@ CASES = {
     "core info": (
         lambda: core_eigh(NAN, info=np.zeros(5, np.int32)),
         "InvalidArgumentError",
-        "[eigh] info must be contiguous with one entry per matrix (2), got 5",
+        "[eigh] info must be contiguous, on the device of a, with one entry per matrix (2), got 5",
     ),
     "python moments nan": (
         lambda: Moments().update(ROW),

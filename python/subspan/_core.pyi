@@ -25,7 +25,7 @@ def describe(array: typing.Any) -> tuple[str, str, int, tuple, tuple, bool, int]
     """
     What the reader sees: dtype, device, index, shape, strides, read-only, address.
     """
-def eigh(a: typing.Any, values: typing.Any, vectors: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'eigh') -> None:
+def eigh(a: typing.Any, values: typing.Any, vectors: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'eigh', stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Symmetric eigendecomposition of a batch [batch, n, n] into caller-owned outputs.
     """
@@ -61,7 +61,7 @@ def principal_axes(m2: typing.Any, denominator: typing.SupportsFloat | typing.Su
     """
     Leading eigenpairs of m2 / denominator, descending, sign fixed.
     """
-def qr(a: typing.Any, q: typing.Any, r: typing.Any, info: typing.Any, nonfinite: str) -> None:
+def qr(a: typing.Any, q: typing.Any, r: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool = True, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin QR of a batch [batch, m, n] into caller-owned outputs.
     """
@@ -69,7 +69,7 @@ def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets the threads that primitives use; 0 returns to the default.
     """
-def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd') -> None:
+def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd', stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
     """

@@ -17,7 +17,7 @@ inline namespace SUBSPAN_ABI {
 ///   r    [batch, k, n]  C order, upper triangular; signs of the diagonal as LAPACK leaves them
 ///   info [batch]        0 or -1 (non-finite input)
 ///
-/// T: float, double. CPU. LAPACK geqrf and orgqr; O(m n k) per matrix. Scratch per thread: about
+/// T: float, double. CPU: LAPACK geqrf and orgqr; O(m n k) per matrix. CUDA: as svd. Scratch per thread: about
 /// m n + m k elements.
 template <class T>
 void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, strided_view<T, 3> r,

@@ -31,8 +31,9 @@ struct decomposition_params {
 ///   vh   [batch, k, n]  C order
 ///   info [batch]        0, -1 (non-finite input) or the number of unconverged superdiagonals
 ///
-/// T: float, double. CPU. LAPACK gesdd, then gesvd where it fails; O(m n k) per matrix; the pool
-/// works on several matrices at once, and a matrix's result does not depend on the others.
+/// T: float, double. CPU: LAPACK gesdd, then gesvd where it fails; O(m n k) per matrix; the pool
+/// works on several matrices at once, and a matrix's result does not depend on the others. CUDA:
+/// one-sided Jacobi; all on ctx.stream, which is waited for only if a policy throws.
 /// Scratch per thread: about (m n + 4 k^2 + 7 k) elements plus LAPACK's own blocks.
 template <class T>
 void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,

@@ -5,7 +5,8 @@
 #include "detail/columns.cuh"
 #include "detail/cuda_support.cuh"
 #include "detail/cusolver.hpp"
-#include "detail/jacobi.hpp"
+#include "detail/jacobi_memory.hpp"
+#include "detail/jacobi_registers.hpp"
 
 /// The kernels of svd and eigh and the choice between them.
 
@@ -159,15 +160,17 @@ void run_by_cusolver(jacobi_batch<T> const& batch, bool vectors, cusolver_librar
   }
 }
 
-/// Up to here a matrix fits the shared memory of a block, and its bits do not depend on its batch.
+/// Up to here no matrix goes to cuSOLVER, and its bits do not depend on the size of its batch.
 inline constexpr index_t k_own = 160;
 
-/// A block per matrix leaves most of the device idle when there are few: measured on an H100, all of
-/// it on one matrix at a time is then faster for batches below (n / 100)^2.
+/// A block per matrix leaves most of the device idle when there are few. Measured on an H100, all of
+/// it on one matrix at a time is then faster for batches below 0.25 (n / 100)^2 with gesvd and
+/// 1.5 (n / 100)^2 with syevd.
 template <spectral Kind, class T>
 bool try_cusolver(jacobi_batch<T> const& batch, bool vectors, int device, cudaStream_t stream) {
-  index_t const n = batch.first.cols;
-  if (n <= k_own || batch.batch * 10000 >= n * n) return false;
+  auto const n = static_cast<double>(batch.first.cols);
+  double const few = (Kind == spectral::svd ? 0.25 : 1.5) * n * n / 1e4;
+  if (batch.first.cols <= k_own || static_cast<double>(batch.batch) >= few) return false;
   cusolver_library* const library = cusolver_library::get();
   if (library == nullptr) return false;
   run_by_cusolver<Kind>(batch, vectors, *library, device, stream);

@@ -136,7 +136,8 @@ SUBSPAN_DEVICE T lane_max(Lanes const& lanes, T v) {
 }
 
 /// The threads that work on one matrix: a warp on its own, several of them to a block, or a whole
-/// block. Bodies take either. rank(), size(), sync(), any(), sum() and max() are the team's.
+/// block. Bodies take either. rank(), size(), sync(), any(), sum() and max() are the team's;
+/// publish(v), by all threads with one v per warp, lets all read published(warp) until they sync().
 template <class Lanes>
 class warp_team {
  public:
@@ -156,9 +157,12 @@ class warp_team {
   SUBSPAN_DEVICE T max(T v) const {
     return lane_max(lanes_, v);
   }
+  SUBSPAN_DEVICE void publish(double v) const { published_ = v; }
+  SUBSPAN_DEVICE double published(int) const { return published_; }
 
  private:
   Lanes const& lanes_;
+  mutable double published_ = 0;
 };
 
 /// `scratch`: 32 doubles of shared memory that nothing else uses.
@@ -183,6 +187,11 @@ class block_team {
     T const most = lane_max(lanes_, v);
     return across(most, most, [](T a, T b) { return b > a ? b : a; });
   }
+  SUBSPAN_DEVICE void publish(double v) const {
+    if (lanes_.lane() == 0) scratch_[lanes_.warp()] = v;
+    lanes_.sync();
+  }
+  SUBSPAN_DEVICE double published(int warp) const { return scratch_[warp]; }
 
  private:
   template <class T, class Join>

@@ -29,10 +29,11 @@ class Batch:
             raise DtypeError(
                 f"[{function}] a must be float32 or float64, got {name}. Convert it first"
             )
-        if _arrays.device_of(a) != "cpu" and _arrays.library_of(a) not in {"torch", "cupy"}:
+        library = _arrays.library_of(a)
+        if _arrays.device_of(a) != "cpu" and library not in {"torch", "cupy"}:
             raise UnsupportedError(
-                f"[{function}] a on a CUDA device must be of torch or cupy, whose memory the results "
-                f"take, got {_arrays.library_of(a)}. Hand it over by torch.from_dlpack"
+                f"[{function}] a must be of torch or cupy to be on a CUDA device, got {library}. "
+                "Hand it over by torch.from_dlpack"
             )
         self.nonfinite = _checks.choice(
             function, "nonfinite", nonfinite, ("raise", "propagate", "ignore")
@@ -60,7 +61,7 @@ class Batch:
         return _arrays.deliver(self.source, out.reshape((*self.lead, *out.shape[1:])))
 
     def status(self) -> Any:
-        """Return info with the leading axes: a numpy array, for CUDA one of the caller's library."""
+        """Return info with the leading axes; on the device that the matrices are on."""
         return self.info.reshape(self.lead)
 
 

@@ -40,7 +40,8 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     Parameters
     ----------
     a : array (..., n, n)
-        float32 or float64 of numpy, torch (CPU) or another library with DLPack; any strides.
+        float32 or float64 of numpy, torch, cupy or another library with DLPack (CUDA: torch and
+        cupy); any strides.
         Only the lower triangle is read.
     nonfinite : {"raise", "propagate", "ignore"}
         NaN or infinity in the lower triangle: an error that names the first matrix; NaN for that
@@ -51,7 +52,8 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     Returns
     -------
     Eigh (values, vectors), or EighInfo (values, vectors, info) with ``errors="info"``
-        Ascending, in a's library, dtype and device. Signs of vectors are LAPACK's.
+        Ascending, in a's library, dtype and device. Signs of vectors are the
+        algorithm's.
 
     Raises
     ------
@@ -60,9 +62,9 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
 
     Notes
     -----
-    LAPACK syevd, O(n³) per matrix, the batch spread over our threads; results depend on neither
-    the batch nor the threads, but for the last bits where n >= 512 and
-    there are fewer matrices than threads.
+    CUDA: Jacobi rotations, and as `svd`. CPU: LAPACK syevd, O(n³) per matrix, the batch spread over
+    our threads; results depend on neither the batch nor the threads, but for the last bits where
+    n >= 512 and there are fewer matrices than threads.
 
     Examples
     --------

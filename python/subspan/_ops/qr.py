@@ -25,7 +25,8 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     Parameters
     ----------
     a : array (..., m, n)
-        float32 or float64 of numpy, torch (CPU) or another library with DLPack; any strides.
+        float32 or float64 of numpy, torch, cupy or another library with DLPack (CUDA: torch and
+        cupy); any strides.
     nonfinite : {"raise", "propagate", "ignore"}
         NaN or infinity in ``a``: an error that names the first matrix; NaN for that matrix and
         right results for the others; or no check.
@@ -42,9 +43,10 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
 
     Notes
     -----
-    LAPACK geqrf and orgqr, O(m n min(m, n)) per matrix, the batch spread over our threads. q is
-    orthonormal to rounding whatever the rank of ``a``; results depend on neither the batch nor the
-    threads, but for the last bits where min(m, n) >= 512 and there are fewer matrices than threads.
+    O(m n min(m, n)) per matrix. q is orthonormal to rounding whatever the rank of ``a``. CUDA: own
+    kernels, and as `svd`. CPU: LAPACK geqrf and orgqr, the batch spread over our threads; results
+    depend on neither the batch nor the threads, but for the last bits where min(m, n) >= 512 and
+    there are fewer matrices than threads.
 
     Examples
     --------

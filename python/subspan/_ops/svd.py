@@ -53,12 +53,13 @@ def svd(
     Parameters
     ----------
     a : array (..., m, n)
-        float32 or float64 of numpy, torch (CPU) or another library with DLPack; any strides.
+        float32 or float64 of numpy, torch, cupy or another library with DLPack (CUDA: torch and
+        cupy); any strides.
     k : int, optional
         Leading singular triplets to return, 1..min(m, n). All by default.
     method : {"auto", "exact", "randomized"}
-        ``"exact"``: LAPACK, then cut at k. ``"randomized"``: Halko, Martinsson and Tropp's range
-        finder with oversampling and subspace iteration until the captured energy settles; for
+        ``"exact"``: the thin SVD, then cut at k. ``"randomized"``: Halko, Martinsson and Tropp's
+        range finder with oversampling and subspace iteration until the captured energy settles; for
         k well below min(m, n) and decaying spectra. ``"auto"``: exact.
     tol : float, optional
         Largest relative error :math:`\|A - A_k\|_F / \|A\|_F`, in [0, 1]. Exact: without k, the
@@ -75,7 +76,8 @@ def svd(
     Returns
     -------
     SVD (u, s, vh), or SVDInfo (u, s, vh, info) with ``errors="info"``
-        In a's library, dtype and device. Signs are LAPACK's; use `PCA` for fixed ones.
+        In a's library, dtype and device. Signs are those of the algorithm; use `PCA` for fixed
+        ones. On a CUDA device ``info`` is an array there.
 
     Raises
     ------
@@ -84,16 +86,21 @@ def svd(
     DtypeError
         Not an array; not float32 or float64.
     UnsupportedError
-        A CUDA array; a torch tensor that requires a gradient.
+        A torch tensor that requires a gradient; a CUDA array with ``method="randomized"``, of a
+        library other than torch and cupy, or where there is no CUDA library or device.
+    OutOfMemoryError, DeviceError
+        Scratch could not be allocated; the CUDA device or its driver failed.
     ConvergenceError
-        LAPACK's gesdd and then gesvd gave up on a matrix (finite input: not seen in practice).
+        The iteration gave up on a matrix (finite input: not seen in practice).
 
     Notes
     -----
-    Exact: O(m n min(m, n)) flops per matrix, gesdd per matrix with the batch spread over our
+    Exact: O(m n min(m, n)) flops per matrix. CPU: gesdd per matrix with the batch spread over our
     threads. A matrix's result does not depend on the others nor on the number of threads, but
     where min(m, n) >= 512 and there are fewer matrices than threads: LAPACK itself then runs on
-    all of them and the last bits may differ. Randomized: (2 q + 2) products with k + p columns,
+    all of them and the last bits may differ. CUDA: Jacobi rotations; the call waits for the device
+    unless ``errors="info"`` and ``nonfinite`` is not ``"raise"``; from min(m, n) > 160 on the last
+    bits may depend on the size of the batch. Randomized: (2 q + 2) products with k + p columns,
     q <= 10.
 
     References
@@ -117,9 +124,9 @@ def svd(
         k = _checks.integer("svd", "k", k, low=1, high=max(batch.k, 1))
     if how == "randomized" and k is None:
         raise InvalidArgumentError("[svd] k must be given with method='randomized', got None")
-    if how == "randomized" and (device := _arrays.device_of(a)) != "cpu":
+    if how == "randomized" and _arrays.device_of(a) != "cpu":
         raise UnsupportedError(
-            f"[svd] method must be 'exact' for arrays on a CUDA device, got 'randomized' on {device}"
+            "[svd] method must be 'exact' for an array on a CUDA device, got 'randomized'"
         )
     if how == "randomized" and k is not None and batch.k > 0:
         result = _randomized.svd(batch, k, seed=number, tol=share)
