@@ -217,14 +217,20 @@ def all_cases(size: str) -> list[Case]:
     """Return all cases, those that matter most first: there may not be time for all."""
     import gpu_linalg
     import gpu_pca
+    import gpu_topk
 
-    return [*gpu_linalg.cases(size), *gpu_pca.cases(size), *gpu_linalg.further_cases(size)]
+    return [
+        *gpu_linalg.cases(size),
+        *gpu_pca.cases(size),
+        *gpu_topk.cases(size),
+        *gpu_linalg.further_cases(size),
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--bench", default="svd,eigh,qr,moments,pca", help="comma-separated")
+    parser.add_argument("--bench", default="svd,eigh,qr,moments,pca,topk", help="comma-separated")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after these")
     parser.add_argument("--size", choices=ROUNDS, default="full")
     parser.add_argument("--device", default="cuda", help="cpu tries out the bench itself")

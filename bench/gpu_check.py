@@ -41,7 +41,7 @@ SECTIONS = ("build", "tests", "sanitize", "bench")
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # Seconds: of everything, and of each section within it.
 TOTAL = 520.0
-LIMITS = {"build": 260.0, "tests": 150.0, "sanitize": 150.0, "bench": 240.0}
+LIMITS = {"build": 260.0, "tests": 120.0, "sanitize": 120.0, "bench": 240.0}
 _LEAST_BENCH = 40.0
 _AFTER = 5.0  # seconds that a child gets to stop by itself
 _LOG_TAIL = 2500  # characters of a failed section's log
@@ -329,7 +329,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="gpu_check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, comma-separated")
-    parser.add_argument("--bench", default="svd,eigh,qr,moments,pca", help="benches, likewise")
+    parser.add_argument("--bench", default="svd,eigh,qr,moments,pca,topk", help="benches, likewise")
     parser.add_argument("--quick", action="store_true", help="an eighth of the inputs, 3 rounds")
     parser.add_argument("--results", type=Path, help="a folder for results and logs, besides")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels; the index is not asked")
@@ -376,12 +376,11 @@ def run(check: Check) -> None:
     ready = check.build() if "build" in only else SITE.is_dir()
     if not ready:
         return
-    # The sanitizers take CPU time for the most part: they run beside the tests. Times need the
-    # machine to themselves.
-    tests = check.start_tests() if "tests" in only else None
+    # One after the other: the tests fill the device's memory, and times need the machine to
+    # themselves. The sanitizers take CPU time for the most part, so they run side by side.
+    if "tests" in only:
+        check.finish_tests(check.start_tests())
     sanitizers = check.start_sanitizers() if "sanitize" in only else []
-    if tests is not None:
-        check.finish_tests(tests)
     for job in sanitizers:
         check.finish_sanitizer(job)
     if "bench" in only:

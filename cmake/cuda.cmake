@@ -29,6 +29,7 @@ add_library(
   csrc/src/pca.cu
   csrc/src/qr.cu
   csrc/src/svd.cu
+  csrc/src/topk.cu
 )
 set_target_properties(
   subspan_cuda

@@ -40,6 +40,11 @@ QR = [
     *((100, 100), (161, 161), (1000, 20)),
 ]
 FEW_AND_LARGE = [(900, 600)]  # last: most of its time goes to kernels of cuSOLVER
+# A block of each size, the buffer filled again and again, parts that are merged, sorted rows.
+TOPK = [
+    *((3, 700, 32), (2, 5000, 64), (3, 1500, 1000), (2, 40_000, 20), (2, 3000, 2500), (1, 1, 1)),
+    *((3, 2049, 97), (2, 9001, 500), (2, 6000, 2048)),
+]
 ROWS = [(1, 1), (7, 3), (300, 65), (2100, 64), (5000, 130), (64, 300)]
 
 
@@ -141,6 +146,28 @@ def moments(device: Device, rng: np.random.Generator) -> list[Call]:
     return found
 
 
+def topk(device: Device, rng: np.random.Generator) -> list[Call]:
+    """Return the calls of topk: random rows with ties, and an order that fills the buffers."""
+    found: list[Call] = []
+    for rows, n, k in TOPK:
+        for dtype in (np.float32, np.float64, np.float16, np.int8):
+            x = (rng.standard_normal((rows, n)) * 20).astype(dtype)
+            x[0].sort()
+
+            def run(x: np.ndarray = x, k: int = k) -> float:
+                wanted = np.argsort(-x.astype(np.float64), axis=1, kind="stable")[:, :k]
+                wrong = 0
+                for best_first in (True, False):
+                    values, indices = subspan.topk(device.put(x), k, sorted=best_first)
+                    truth = wanted if best_first else np.sort(wanted, axis=1)
+                    wrong += int((device.get(indices) != truth).sum())
+                    wrong += int((device.get(values) != np.take_along_axis(x, truth, 1)).sum())
+                return LIMIT + wrong if wrong else 0.0
+
+            found.append((f"topk {np.dtype(dtype)} {rows}x{n} k={k}", run))
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the calls; the exit status is 1 if a result is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -151,7 +178,9 @@ def main(argv: list[str] | None = None) -> int:
     device, rng = Device(), np.random.default_rng(0)
     *single, last = decompositions(device, np.float32, rng)
     *double, last_double = decompositions(device, np.float64, rng)
-    turns = chain.from_iterable(zip_longest(*single, *double, moments(device, rng)))
+    turns = chain.from_iterable(
+        zip_longest(*single, *double, moments(device, rng), topk(device, rng))
+    )
     turns = chain(turns, last, last_double)
     chosen = [call for call in turns if call is not None and options.only in call[0]]
     done = wrong = 0

@@ -38,12 +38,7 @@ void eigh_of(subspan_cuda_decomposition_call const& call) {
 }  // namespace
 
 int eigh(subspan_cuda_decomposition_call const* call, char* message, int size) {
-  return guarded(message, size, [&] {
-    if (call->dtype == subspan_cuda_float)
-      eigh_of<float>(*call);
-    else
-      eigh_of<double>(*call);
-  });
+  return guarded_real(call, message, size, [&](auto tag) { eigh_of<decltype(tag)>(*call); });
 }
 
 }  // namespace subspan::cuda

@@ -226,10 +226,17 @@ void moments(subspan_cuda_moments_call const& call) {
   unsigned long long host_bad[2];
   check(cudaMemcpyAsync(host_bad, bad.get(), sizeof host_bad, cudaMemcpyDeviceToHost, stream),
         "cudaMemcpy");
-  fetch(call.totals, totals.get(), 3);
-  fetch(call.mean, mean.get(), d);
-  fetch(call.m2, m2.get(), d * d);
+  landing const landed(static_cast<std::size_t>(3 + d + d * d) * sizeof(double));
+  auto* const first = static_cast<double*>(landed.data());
+  fetch(first ? first : call.totals, totals.get(), 3);
+  fetch(first ? first + 3 : call.mean, mean.get(), d);
+  fetch(first ? first + 3 + d : call.m2, m2.get(), d * d);
   check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+  if (first != nullptr) {
+    std::copy_n(first, 3, call.totals);
+    std::copy_n(first + 3, d, call.mean);
+    std::copy_n(first + 3 + d, d * d, call.m2);
+  }
   if (host_bad[0] != k_none) {
     call.bad[0] = static_cast<std::int64_t>(host_bad[0]);
   } else if (host_bad[1] != k_none) {

@@ -208,12 +208,7 @@ void qr_of(subspan_cuda_decomposition_call const& call) {
 }  // namespace
 
 int qr(subspan_cuda_decomposition_call const* call, char* message, int size) {
-  return guarded(message, size, [&] {
-    if (call->dtype == subspan_cuda_float)
-      qr_of<float>(*call);
-    else
-      qr_of<double>(*call);
-  });
+  return guarded_real(call, message, size, [&](auto tag) { qr_of<decltype(tag)>(*call); });
 }
 
 }  // namespace subspan::cuda

@@ -128,12 +128,7 @@ void svd_of(subspan_cuda_decomposition_call const& call) {
 }  // namespace
 
 int svd(subspan_cuda_decomposition_call const* call, char* message, int size) {
-  return guarded(message, size, [&] {
-    if (call->dtype == subspan_cuda_float)
-      svd_of<float>(*call);
-    else
-      svd_of<double>(*call);
-  });
+  return guarded_real(call, message, size, [&](auto tag) { svd_of<decltype(tag)>(*call); });
 }
 
 }  // namespace subspan::cuda

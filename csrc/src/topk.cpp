@@ -355,7 +355,6 @@ void topk(context const& ctx, strided_view<T const, 3> x, strided_view<T, 3> val
   constexpr char const* function = "topk";
   auto const [outer, inner, n] = x.shape;
   index_t const k = values.shape[2];
-  detail::require_cpu(function, x.device);
   detail::expects(n < index_t{1} << 32, function,
                   "x must have fewer than 2^32 elements along its last axis, got ", n);
   detail::expects(k >= 1 && k <= n, function, "k must be in 1..", n, ", got ", k);
@@ -369,7 +368,25 @@ void topk(context const& ctx, strided_view<T const, 3> x, strided_view<T, 3> val
   check("values", values);
   check("indices", indices);
   detail::expects(!overlaps(values, indices), function, "values must not overlap indices");
-  selection<T>(ctx, x, values, indices, params).run();
+  detail::route(
+      function, x.device, [&] { selection<T>(ctx, x, values, indices, params).run(); },
+      [&](subspan_cuda_table const& cuda) {
+        subspan_cuda_topk_call const call{x.data,
+                                          outer,
+                                          inner,
+                                          n,
+                                          k,
+                                          {x.strides[0], x.strides[1], x.strides[2]},
+                                          detail::cuda_dtype<T>(),
+                                          x.device.index,
+                                          ctx.stream,
+                                          params.largest,
+                                          params.sorted,
+                                          values.data,
+                                          indices.data};
+        char message[256] = {};
+        detail::check_cuda(function, cuda.topk(&call, message, sizeof message), message);
+      });
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                        \

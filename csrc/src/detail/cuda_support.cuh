@@ -108,6 +108,39 @@ class buffer {
   cudaStream_t stream_;
 };
 
+/// Page-locked host memory, which copies from the device reach several times faster than other
+/// memory; it is kept for the next call. data() is null where another thread has it, where more than
+/// 64 MiB are asked for, or where there is none.
+class landing {
+ public:
+  explicit landing(std::size_t bytes) : lock_(shared().mutex, std::try_to_lock) {
+    if (!lock_ || bytes > std::size_t{64} << 20) return;
+    auto& [mutex, data, size] = shared();
+    if (size < bytes) {
+      if (data != nullptr) cudaFreeHost(data);
+      size = cudaMallocHost(&data, bytes) == cudaSuccess ? bytes : 0;
+      if (size == 0) data = nullptr;
+      cudaGetLastError();
+    }
+    data_ = data;
+  }
+  void* data() const { return data_; }
+
+ private:
+  struct memory {
+    std::mutex mutex;
+    void* data = nullptr;
+    std::size_t size = 0;
+  };
+  static memory& shared() {
+    static memory one;
+    return one;
+  }
+
+  std::unique_lock<std::mutex> lock_;
+  void* data_ = nullptr;
+};
+
 /// Lets a kernel use that much shared memory per block.
 template <class Kernel>
 void allow_shared(Kernel kernel, std::size_t bytes) {
@@ -132,10 +165,23 @@ int guarded(char* message, int size, Body&& body) {
   }
 }
 
+/// The same for decompositions: body(T{}) for float or double.
+template <class Body>
+int guarded_real(subspan_cuda_decomposition_call const* call, char* message, int size,
+                 Body&& body) {
+  return guarded(message, size, [&] {
+    if (call->dtype == subspan_cuda_float)
+      body(float{});
+    else
+      body(double{});
+  });
+}
+
 /// One per stem, in its .cu.
 int moments(subspan_cuda_moments_call const* call, char* message, int size);
 int svd(subspan_cuda_decomposition_call const* call, char* message, int size);
 int eigh(subspan_cuda_decomposition_call const* call, char* message, int size);
 int qr(subspan_cuda_decomposition_call const* call, char* message, int size);
+int topk(subspan_cuda_topk_call const* call, char* message, int size);
 
 }  // namespace subspan::cuda

@@ -16,6 +16,11 @@ enum subspan_cuda_dtype : std::int32_t {
   subspan_cuda_bfloat16,
   subspan_cuda_float,
   subspan_cuda_double,
+  subspan_cuda_int8,
+  subspan_cuda_uint8,
+  subspan_cuda_int16,
+  subspan_cuda_int32,
+  subspan_cuda_int64,
 };
 
 /// What a function of the table returns; all but `ok` come with a text.
@@ -56,6 +61,18 @@ struct subspan_cuda_decomposition_call {
   std::int32_t* info;         // [batch]: 0, -1 (non-finite: outputs are NaN), > 0 (not converged)
 };
 
+/// The k best of every row on the device. Nothing waits for it.
+struct subspan_cuda_topk_call {
+  void const* x;  // [outer, inner, n], strides in elements
+  std::int64_t outer, inner, n, k, strides[3];
+  std::int32_t dtype;
+  std::int32_t device_index;
+  void* stream;
+  std::int32_t largest, sorted;
+  void* values;           // [outer, inner, k] of dtype, C order
+  std::int64_t* indices;  // [outer, inner, k], C order
+};
+
 struct subspan_cuda_table {
   std::int32_t abi;  // subspan_cuda_abi; a library of another ABI is not used
   int (*device_count)();
@@ -66,12 +83,13 @@ struct subspan_cuda_table {
   int (*svd)(subspan_cuda_decomposition_call const* call, char* message, int size);
   int (*eigh)(subspan_cuda_decomposition_call const* call, char* message, int size);
   int (*qr)(subspan_cuda_decomposition_call const* call, char* message, int size);
+  int (*topk)(subspan_cuda_topk_call const* call, char* message, int size);
 };
 
 using subspan_cuda_entry = subspan_cuda_table const* (*)();
 }
 
-inline constexpr std::int32_t subspan_cuda_abi = 2;
+inline constexpr std::int32_t subspan_cuda_abi = 3;
 inline constexpr char const* subspan_cuda_symbol = "subspan_cuda_functions";
 
 namespace subspan::detail {
@@ -81,6 +99,11 @@ constexpr std::int32_t cuda_dtype() {
   if constexpr (std::is_same_v<T, half>) return subspan_cuda_half;
   if constexpr (std::is_same_v<T, bfloat16>) return subspan_cuda_bfloat16;
   if constexpr (std::is_same_v<T, float>) return subspan_cuda_float;
+  if constexpr (std::is_same_v<T, std::int8_t>) return subspan_cuda_int8;
+  if constexpr (std::is_same_v<T, std::uint8_t>) return subspan_cuda_uint8;
+  if constexpr (std::is_same_v<T, std::int16_t>) return subspan_cuda_int16;
+  if constexpr (std::is_same_v<T, std::int32_t>) return subspan_cuda_int32;
+  if constexpr (std::is_same_v<T, std::int64_t>) return subspan_cuda_int64;
   return subspan_cuda_double;
 }
 

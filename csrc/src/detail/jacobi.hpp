@@ -54,8 +54,9 @@ SUBSPAN_DEVICE T scaled(T x, int exponent) {
 }
 
 /// The rotation by the angle whose sine is s and half whose tangent is h that makes p and q
-/// orthogonal. In Rutishauser's form, p' = p - s (q + h p) and q' = q + s (p - h q) (Numer. Math. 9,
-/// 1966), the rounding of s and h changes norms by s times as much only, and most angles are small.
+/// orthogonal. In Rutishauser's form (Numerische Mathematik 9, 1966), p' = p - s (q + h p) and
+/// q' = q + s (p - h q), the rounding of s and h changes norms by s times as much only, and most
+/// angles are small.
 template <class T>
 struct rotation {
   T s, h, t;

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from subspan import _arrays, _checks, _core
 from subspan._ops._batch import reshaped
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["TopK", "topk"]
 
@@ -38,8 +38,8 @@ def topk(x: Any, k: int, *, largest: bool = True, sorted: bool = True) -> TopK:
     Parameters
     ----------
     x : array (..., n)
-        float16, bfloat16, float32, float64, int8, uint8, int16, int32 or int64 of numpy, torch
-        (CPU) or another library with DLPack; any strides, read-only too.
+        float16, bfloat16, float32, float64, int8, uint8, int16, int32 or int64 of numpy, torch,
+        cupy (CUDA) or another library with DLPack (CPU); any strides, read-only too.
     k : int
         1..n.
     largest : bool
@@ -60,13 +60,17 @@ def topk(x: Any, k: int, *, largest: bool = True, sorted: bool = True) -> TopK:
     DtypeError
         x is no array or of a dtype that is not served, or k is no integer.
     UnsupportedError
-        x is on a CUDA device.
+        x is on a CUDA device and of neither torch nor cupy, or there is no CUDA library.
 
     Notes
     -----
     O(n) for each row in any order of its elements: one pass with a threshold where k is at most
     n / 8 and at most 4096, selection by digits of the keys otherwise; then the order of the k. Rows
     are spread over our threads, and so are the parts of long rows where there are few.
+
+    On a CUDA device the results are the same to the bit, made on the current stream without waiting
+    for the device: by one pass with a threshold for k up to 2048 (1024 for types of 64 bits), by
+    sorting the rows beyond.
 
     Examples
     --------
@@ -91,6 +95,11 @@ def _topk(x: Any, k: int, largest: bool, sorted: bool) -> TopK:
         raise DtypeError(
             "[topk] x must be a float of up to 64 bits, a signed integer or uint8, "
             f"got {name}. Convert it first"
+        )
+    if _arrays.device_of(x) != "cpu" and _arrays.library_of(x) not in {"torch", "cupy"}:
+        raise UnsupportedError(
+            "[topk] x on a CUDA device must be of torch or cupy, whose memory the results take, "
+            f"got {_arrays.library_of(x)}. Hand it over by torch.from_dlpack"
         )
     lead = tuple(int(extent) for extent in x.shape[:-1])
     n = int(x.shape[-1])
