@@ -1,4 +1,12 @@
 # One function for every target: warnings, hidden symbols, sanitizers.
+#
+# Some toolchains link libstdc++ statically. Its symbols must then not be visible: the loader would
+# bind them, one by one, to the libstdc++ that torch brought along, and the first exception or stream
+# would run through two of them.
+function(subspan_hide_archives target)
+  target_link_options(${target} PRIVATE $<$<PLATFORM_ID:Linux>:LINKER:--exclude-libs,ALL>)
+endfunction()
+
 function(subspan_compile_options target)
   set_target_properties(
     ${target}
@@ -14,6 +22,7 @@ function(subspan_compile_options target)
       -fopenmp-simd>
       $<$<AND:$<CONFIG:Release>,$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>>:-O3>
   )
+  subspan_hide_archives(${target})
   if(SUBSPAN_SANITIZE)
     target_compile_options(
       ${target}

@@ -45,3 +45,4 @@ target_include_directories(
   PRIVATE csrc/include csrc/src ${CMAKE_CURRENT_BINARY_DIR}/include
 )
 target_compile_options(subspan_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+subspan_hide_archives(subspan_cuda)
