@@ -105,16 +105,20 @@ TEST(svd_refuses) {
   std::swap(transposed.strides[1], transposed.strides[2]);
   CHECK_THROWS(invalid_argument, "[svd] vh must be C-ordered",
                svd<double>({}, b.in(), b.S(), b.U(), transposed, b.I()));
-  CHECK_THROWS(invalid_argument,
-               "[svd] info must be contiguous with one entry per matrix (3), got 2",
-               svd<double>({}, b.in(), b.S(), b.U(), b.Vh(), make_view<1>(b.info.data(), {2})));
+  CHECK_THROWS(
+      invalid_argument,
+      "[svd] info must be contiguous, on the device of a, with one entry per matrix (3), got 2",
+      svd<double>({}, b.in(), b.S(), b.U(), b.Vh(), make_view<1>(b.info.data(), {2})));
   strided_view<std::int32_t, 1> const back{b.info.data() + 2, {3}, {-1}, {}};
   CHECK_THROWS(invalid_argument, "[svd] info must",
                svd<double>({}, b.in(), b.S(), b.U(), b.Vh(), back));
   CHECK_THROWS(invalid_argument, "[svd] vh must not overlap a",
                svd<double>({}, b.in(), b.S(), b.U(), make_view<3>(b.a.data(), {3, 3, 3}), b.I()));
-  CHECK_THROWS(unsupported, "[svd] has no CUDA kernel yet",
+  CHECK_THROWS(invalid_argument, "[svd] info must be contiguous, on the device of a",
                svd<double>({}, on_cuda(b.in()), b.S(), b.U(), b.Vh(), b.I()));
+  CHECK_THROWS(unsupported, "[svd] this build has no CUDA library",
+               svd<double>({}, on_cuda(b.in()), on_cuda(b.S()), on_cuda(b.U()), on_cuda(b.Vh()),
+                           on_cuda(b.I())));
   CHECK_THROWS(invalid_argument, "[svd] s must",
                svd<double>({}, b.in(), on_cuda(b.S()), b.U(), b.Vh(), b.I()));
   strided_view<double const, 3> const many{b.a.data(), {1, index_t{1} << 31, 0}, {0, 0, 1}, {}};
@@ -157,8 +161,9 @@ TEST(eigh_refuses) {
                eigh<double>({}, b.square(), b.W(), b.U(), b.I()));
   CHECK_THROWS(invalid_argument, "[eigh] vectors must not overlap a",
                eigh<double>({}, b.square(), b.W(), make_view<3>(b.a.data() + 8, {3, 3, 3}), b.I()));
-  CHECK_THROWS(unsupported, "[eigh] has no CUDA kernel yet",
-               eigh<double>({}, on_cuda(b.square()), b.W(), b.V(), b.I()));
+  CHECK_THROWS(
+      unsupported, "[eigh] this build has no CUDA library",
+      eigh<double>({}, on_cuda(b.square()), on_cuda(b.W()), on_cuda(b.V()), on_cuda(b.I())));
   b.a[9 + 3] = k_nan;  // lower triangle of the second matrix
   CHECK_THROWS(invalid_argument, "in matrix 1 of 3",
                eigh<double>({}, b.square(), b.W(), b.V(), b.I()));
@@ -174,8 +179,8 @@ TEST(qr_refuses) {
   CHECK_THROWS(invalid_argument, "[qr] r must", qr<double>({}, b.in(), b.U(), b.U(), b.I()));
   CHECK_THROWS(invalid_argument, "[qr] r must not overlap a",
                qr<double>({}, b.in(), b.U(), make_view<3>(b.a.data(), {3, 3, 3}), b.I()));
-  CHECK_THROWS(unsupported, "[qr] has no CUDA kernel yet",
-               qr<double>({}, on_cuda(b.in()), b.U(), b.V(), b.I()));
+  CHECK_THROWS(unsupported, "[qr] this build has no CUDA library",
+               qr<double>({}, on_cuda(b.in()), on_cuda(b.U()), on_cuda(b.V()), on_cuda(b.I())));
   CHECK(b.untouched());
 }
 
