@@ -13,11 +13,11 @@ void bind_topk(py::module_& m) {
          std::uintptr_t stream) {
         constexpr char const* function = "topk";
         array_ref const input = read_array(x, function, "x", stream);
-        argument<index_t, 3> const positions(indices, function, "indices");
+        argument<index_t, 3> const positions(indices, function, "indices", stream);
         visit_ordered(input, function, "x", [&](auto tag) {
           using T = typename decltype(tag)::type;
           auto const in = view_of<T const, 3>(input, function, "x");
-          argument<T, 3> const best(values, function, "values");
+          argument<T, 3> const best(values, function, "values", stream);
           without_gil(function, [&] {
             subspan::topk<T>(make_context(stream), in, best.view(), positions.view(),
                              {largest, sorted});

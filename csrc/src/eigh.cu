@@ -11,11 +11,7 @@ void eigh_of(subspan_cuda_decomposition_call const& call) {
   if (call.batch == 0) return;
   device_scope const scope(call.device_index);
   auto const stream = static_cast<cudaStream_t>(call.stream);
-  if (n == 0) {
-    check(cudaMemsetAsync(call.info, 0, static_cast<std::size_t>(call.batch) * sizeof(int), stream),
-          "cudaMemsetAsync");
-    return;
-  }
+  if (n == 0) return clear_info(call);
   jacobi_task<T> task{};
   task.a = static_cast<T const*>(call.a);
   task.row_stride = call.strides[1];

@@ -20,10 +20,9 @@ constexpr int k_register_threads = 128;  // of a block of the kernel in register
 constexpr int k_block_threads = 512;     // of the kernel in shared memory, at most
 constexpr int k_panel_threads = 384;     // of the kernel by panels, which takes more registers
 constexpr index_t k_entries_per_warp = 1024;
-constexpr index_t k_workspace_bytes = index_t{1} << 30;
-constexpr index_t k_most_blocks = 0x7fffffff;             // of a grid
-constexpr index_t k_scratch_bytes = 32 * sizeof(double);  // of a team, in front of tau
-template <class T>                                        // T and sums of a panel
+constexpr index_t k_most_blocks = 0x7fffffff;                              // of a grid
+constexpr index_t k_scratch_bytes = gpu::k_team_scratch * sizeof(double);  // in front of tau
+template <class T>                                                         // T and sums of a panel
 constexpr index_t k_panel_entries =
     k_panel * (k_panel + k_panel_threads / k_warp * gpu::k_panel_columns<T>);
 // cuSOLVER has the whole device for one matrix: better for fewer than this, from this m n k on.
@@ -130,7 +129,7 @@ void run_by_block(qr_problem<T> const& p, cudaStream_t stream) {
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   index_t const slot_size = lda * (n + (panel_is_shared ? 0 : k_panel));
   index_t const blocks =
-      std::min({p.batch, std::max<index_t>(k_workspace_bytes / (slot_size * size), 1),
+      std::min({p.batch, std::max<index_t>(k_slice_bytes / (slot_size * size), 1),
                 std::max<index_t>(resident, 1) * device_attribute(cudaDevAttrMultiProcessorCount)});
   buffer<T> const slots(blocks * slot_size, stream);
   qr_by_panels_kernel<T>
@@ -181,11 +180,7 @@ void qr_of(subspan_cuda_decomposition_call const& call) {
   if (call.batch == 0) return;
   device_scope const scope(call.device_index);
   auto const stream = static_cast<cudaStream_t>(call.stream);
-  if (call.m == 0 || call.n == 0)
-    return check(
-        cudaMemsetAsync(call.info, 0, static_cast<std::size_t>(call.batch) * sizeof(std::int32_t),
-                        stream),
-        "cudaMemsetAsync");
+  if (call.m == 0 || call.n == 0) return clear_info(call);
   qr_problem<T> const p{static_cast<T const*>(call.a),
                         call.batch,
                         call.strides[0],

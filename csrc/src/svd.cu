@@ -6,8 +6,6 @@
 namespace subspan::cuda {
 namespace {
 
-constexpr index_t k_workspace_bytes = index_t{1} << 30;
-
 template <class T>
 __global__ void __launch_bounds__(gpu::small_product<T>::threads)
     small_product_kernel(gpu::small_product<T> const product, index_t jobs) {
@@ -35,7 +33,7 @@ void svd_by_qr(jacobi_batch<T> const& all, bool vectors, int device, cudaStream_
   jacobi_task<T> const& whole = all.first;
   index_t const m = whole.rows, n = whole.cols;
   index_t const each = ((vectors ? m * n : 0) + 2 * n * n) * static_cast<index_t>(sizeof(T));
-  index_t const slice = std::clamp<index_t>(k_workspace_bytes / each, 1, all.batch);
+  index_t const slice = std::clamp<index_t>(k_slice_bytes / each, 1, all.batch);
   buffer<T> const q(vectors ? slice * m * n : 0, stream), w(vectors ? slice * n * n : 0, stream);
   buffer<T> const r(slice * n * n, stream);
   for (index_t done = 0; done < all.batch; done += slice) {
@@ -77,8 +75,7 @@ void svd_by_qr(jacobi_batch<T> const& all, bool vectors, int device, cudaStream_
     gpu::small_product<T> const product{q.get(),        w.get(),        u,          all.left_step,
                                         whole.left_row, whole.left_col, part.batch, whole.rows,
                                         whole.cols,     whole.cols};
-    index_t const tile = product.tile;
-    index_t const jobs = part.batch * ((m + tile - 1) / tile) * ((n + tile - 1) / tile);
+    index_t const jobs = part.batch * product.tiles(whole.rows, whole.cols);
     auto const blocks = static_cast<unsigned>(std::min<index_t>(jobs, 1 << 30));
     small_product_kernel<T><<<blocks, product.threads, 0, stream>>>(product, jobs);
     check_launch("small_product_kernel");
@@ -91,11 +88,7 @@ void svd_of(subspan_cuda_decomposition_call const& call) {
   if (call.batch == 0) return;
   device_scope const scope(call.device_index);
   auto const stream = static_cast<cudaStream_t>(call.stream);
-  if (k == 0) {
-    check(cudaMemsetAsync(call.info, 0, static_cast<std::size_t>(call.batch) * sizeof(int), stream),
-          "cudaMemsetAsync");
-    return;
-  }
+  if (k == 0) return clear_info(call);
   // The columns that are rotated are the fewer: those of a, or of its transpose.
   bool const tall = m >= n;
   auto* const u = static_cast<T*>(call.left);

@@ -18,8 +18,6 @@ constexpr index_t k_most_blocks = index_t{1} << 30;
 // Blocks from which on the device is busy: rows that are fewer are cut into parts.
 constexpr index_t k_blocks_per_processor = 6;
 constexpr index_t k_part = 8192;  // elements that a part has at least
-// Scratch that sorting whole rows takes, unless one row needs more.
-constexpr index_t k_sorted_bytes = index_t{1} << 30;
 // Elements from which on a row is sorted by the whole device.
 constexpr index_t k_long_row = index_t{1} << 19;
 
@@ -273,7 +271,7 @@ void sort_rows(topk_rows<U> const& rows, gpu::topk_format<U, Float> const& forma
   using key = typename gpu::topk_format<U, Float>::key_type;
   index_t const n = rows.n, k = rows.k;
   index_t const each = 2 * n * static_cast<index_t>(sizeof(key) + sizeof(std::uint32_t));
-  index_t const slice = std::clamp<index_t>(k_sorted_bytes / each, 1, rows.rows);
+  index_t const slice = std::clamp<index_t>(k_slice_bytes / each, 1, rows.rows);
   constexpr int key_bits = 8 * static_cast<int>(sizeof(key));
   for (index_t first = 0; first < rows.rows; first += slice) {
     index_t const count = std::min(slice, rows.rows - first);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "detail/cuda_support.cuh"
+#include "detail/lanes.hpp"
 
 /// Copies between a matrix of any strides and the columns that cuSOLVER works on, scaled by a power
 /// of two to about 1 on the way in, by tiles that keep both sides coalesced. One matrix at a time,
@@ -35,13 +36,6 @@ template <class T>
 __device__ int exponent_of(unsigned long long largest) {
   T const size = in_order<T>(largest);
   return size > 0 && isfinite(size) ? ilogb(size) : 0;
-}
-
-/// x 2^exponent; one factor alone could overflow.
-template <class T>
-__device__ T times_power(T x, int exponent) {
-  int const half = exponent / 2;
-  return x * scalbn(T(1), half) * scalbn(T(1), exponent - half);
 }
 
 inline constexpr int k_tile = 32;  // rows and columns of a tile, by 32 x 8 threads
@@ -100,7 +94,7 @@ __global__ void load_columns_kernel(strided_matrix<T const> a, unsigned long lon
       if (top + i < a.rows && left + j < a.columns)
         tile[i][j] =
             bad ? T(0)
-                : times_power(a.data[(top + i) * a.row_stride + (left + j) * a.column_stride],
+                : gpu::scaled(a.data[(top + i) * a.row_stride + (left + j) * a.column_stride],
                               exponent);
     }
     __syncthreads();
@@ -132,7 +126,7 @@ __global__ void store_columns_kernel(T const* work, index_t ld, unsigned long lo
       index_t const i = top + di, j = left + dj;
       if (i >= out.rows || j >= out.columns) continue;
       T value = tile[dj][di];
-      if (What != stored::as_is) value = times_power(value, exponent);
+      if (What != stored::as_is) value = gpu::scaled(value, exponent);
       if (What == stored::upper_scaled_back && i > j) value = 0;
       out.data[i * out.row_stride + j * out.column_stride] =
           bad ? std::numeric_limits<T>::quiet_NaN() : value;

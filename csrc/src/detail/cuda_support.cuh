@@ -141,6 +141,16 @@ class landing {
   void* data_ = nullptr;
 };
 
+/// Working memory that a batch is cut into slices for.
+inline constexpr index_t k_slice_bytes = index_t{1} << 30;
+
+/// The status of matrices without elements.
+inline void clear_info(subspan_cuda_decomposition_call const& call) {
+  check(cudaMemsetAsync(call.info, 0, static_cast<std::size_t>(call.batch) * sizeof(std::int32_t),
+                        static_cast<cudaStream_t>(call.stream)),
+        "cudaMemsetAsync");
+}
+
 /// Lets a kernel use that much shared memory per block.
 template <class Kernel>
 void allow_shared(Kernel kernel, std::size_t bytes) {

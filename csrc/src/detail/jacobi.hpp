@@ -46,13 +46,6 @@ struct jacobi_task {
 
 inline constexpr int k_max_sweeps = 30;  // LAPACK's limit in gesvj; 6 to 10 are usual
 
-/// 2^n for any n that a scaling needs: one factor alone could overflow for subnormal matrices.
-template <class T>
-SUBSPAN_DEVICE T scaled(T x, int exponent) {
-  int const half = exponent / 2;
-  return x * std::ldexp(T(1), half) * std::ldexp(T(1), exponent - half);
-}
-
 /// The rotation by the angle whose sine is s and half whose tangent is h that makes p and q
 /// orthogonal. In Rutishauser's form (Numerische Mathematik 9, 1966), p' = p - s (q + h p) and
 /// q' = q + s (p - h q), the rounding of s and h changes norms by s times as much only, and most

@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(k_memory_threads<T, Kept>, k_memory_blocks<T, 
     jacobi_memory_kernel(jacobi_batch<T> const batch, T* slots, index_t slot_size) {
   extern __shared__ double shared[];
   gpu::device_lanes const lanes;
-  T* const memory =
-      slots != nullptr ? slots + blockIdx.x * slot_size : reinterpret_cast<T*>(shared + 32);
+  T* const memory = slots != nullptr ? slots + blockIdx.x * slot_size
+                                     : reinterpret_cast<T*>(shared + gpu::k_team_scratch);
   for (index_t b = blockIdx.x; b < batch.batch; b += gridDim.x) {
     gpu::jacobi_in_memory<Kind, T, Width, Kept, Vectors>(gpu::block_team(lanes, shared),
                                                          batch.at(b), memory);
@@ -91,15 +91,15 @@ void launch_memory(jacobi_batch<T> const& batch, cudaStream_t stream) {
   int const wanted = (cols + 1) / 2 * Width;
   int const threads = std::clamp((wanted + 31) / 32 * 32, 32, k_memory_threads<T, Kept>);
   constexpr auto kernel = jacobi_memory_kernel<Kind, T, Width, Kept, Vectors>;
-  index_t const scratch = 32 * sizeof(double);
+  index_t const scratch = gpu::k_team_scratch * sizeof(double);
   if (bytes + scratch <= most) {
     allow_shared(kernel, bytes + scratch);
     auto const blocks = static_cast<unsigned>(std::min<index_t>(batch.batch, 1 << 30));
     kernel<<<blocks, threads, bytes + scratch, stream>>>(batch, nullptr, size);
     return check_launch("jacobi_memory_kernel");
   }
-  index_t const blocks =
-      std::min<index_t>(batch.batch, 2 * device_attribute(cudaDevAttrMultiProcessorCount));
+  index_t const blocks = std::min({batch.batch, std::max<index_t>(k_slice_bytes / bytes, 1),
+                                   index_t{2} * device_attribute(cudaDevAttrMultiProcessorCount)});
   buffer<T> const slots(blocks * size, stream);
   kernel<<<static_cast<unsigned>(blocks), threads, scratch, stream>>>(batch, slots.get(), size);
   check_launch("jacobi_memory_kernel");

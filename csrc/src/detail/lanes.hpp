@@ -62,6 +62,13 @@ struct device_lanes {
 };
 #endif
 
+/// x 2^exponent. One factor alone could overflow for subnormal matrices.
+template <class T>
+SUBSPAN_DEVICE T scaled(T x, int exponent) {
+  int const half = exponent / 2;
+  return x * std::ldexp(T(1), half) * std::ldexp(T(1), exponent - half);
+}
+
 /// 1 / x and 1 / sqrt(x) of positive normal numbers, to about 20 bits on the device: seeds for
 /// Newton steps, and enough where only convergence depends on them.
 SUBSPAN_DEVICE float rough_inverse(float x) {
@@ -165,7 +172,10 @@ class warp_team {
   mutable double published_ = 0;
 };
 
-/// `scratch`: 32 doubles of shared memory that nothing else uses.
+/// Doubles that a block_team needs: one for each warp that a block can have.
+inline constexpr int k_team_scratch = 32;
+
+/// `scratch`: k_team_scratch doubles of shared memory that nothing else uses.
 template <class Lanes>
 class block_team {
  public:

@@ -19,7 +19,7 @@ struct small_product {
   std::int64_t out_step, out_row, out_col, batch;
   int rows, inner, cols;
 
-  SUBSPAN_DEVICE std::int64_t tiles_per_matrix() const {
+  SUBSPAN_DEVICE static constexpr std::int64_t tiles(int rows, int cols) {
     return static_cast<std::int64_t>((rows + tile - 1) / tile) * ((cols + tile - 1) / tile);
   }
 
@@ -27,8 +27,8 @@ struct small_product {
   template <class Lanes>
   SUBSPAN_DEVICE void run(Lanes const& lanes, std::int64_t job, T* memory) const {
     T *const left = memory, *const right = memory + depth * (tile + 1);
-    std::int64_t const b = job / tiles_per_matrix();
-    int const at = static_cast<int>(job % tiles_per_matrix());
+    std::int64_t const each = tiles(rows, cols), b = job / each;
+    int const at = static_cast<int>(job % each);
     int const across = (cols + tile - 1) / tile;
     int const i0 = at / across * tile, j0 = at % across * tile;
     T const* const ab = a + b * rows * inner;

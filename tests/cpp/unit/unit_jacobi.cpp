@@ -273,7 +273,7 @@ TEST(tall_times_small) {
     std::vector<float> out(batch * rows * cols, -77), memory(product::shared);
     // Column-major output.
     product const p{a.data(), w.data(), out.data(), rows * cols, 1, rows, batch, rows, inner, cols};
-    for (std::int64_t job = 0; job < batch * p.tiles_per_matrix(); ++job)
+    for (std::int64_t job = 0; job < batch * product::tiles(rows, cols); ++job)
       host_block::launch(product::threads,
                          [&](host_lanes const& lanes) { p.run(lanes, job, memory.data()); });
     for (int b = 0; b < batch; ++b)
