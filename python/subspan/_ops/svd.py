@@ -100,8 +100,8 @@ def svd(
     where min(m, n) >= 512 and there are fewer matrices than threads: LAPACK itself then runs on
     all of them and the last bits may differ. CUDA: Jacobi rotations; the call waits for the device
     unless ``errors="info"`` and ``nonfinite`` is not ``"raise"``; beyond min(m, n) = 160 or
-    m n min(m, n) = 512**3 the last bits may depend on the size of the batch. Randomized: (2 q + 2) products with k + p columns,
-    q <= 10.
+    m n min(m, n) = 512**3 the last bits may depend on the size of the batch. Randomized:
+    (2 q + 2) products with k + p columns, q <= 10.
 
     References
     ----------
