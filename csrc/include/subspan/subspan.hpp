@@ -12,6 +12,7 @@
 #include "subspan/context.hpp"
 #include "subspan/device.hpp"
 #include "subspan/eigh.hpp"
+#include "subspan/encode.hpp"
 #include "subspan/error.hpp"
 #include "subspan/pca.hpp"
 #include "subspan/qr.hpp"

@@ -16,30 +16,38 @@ struct tile_shape {
 #endif
   static constexpr int width = vectors * lanes;
   static_assert(width % rows == 0);
+
+  typedef P vector __attribute__((vector_size(SUBSPAN_VECTOR_BYTES)));
+  typedef P in_memory __attribute__((vector_size(SUBSPAN_VECTOR_BYTES), aligned(sizeof(P))));
+  using sums = vector[rows][vectors];  // of one tile, in registers
 };
 
-template <class P>
-void multiply(index_t depth, P const* a, P const* b, double* c, index_t ldc) {
+/// sum[i][j] += sum over r < depth of a[r * Step + i] * b[r * width + j], fused where the CPU can, in
+/// the order of r: how the depth is cut into calls does not change a bit.
+template <int Step, class P>
+[[gnu::always_inline]] inline void accumulate(index_t depth, P const* a, P const* b,
+                                              typename tile_shape<P>::sums& sum) {
   using shape = tile_shape<P>;
-  typedef P vector __attribute__((vector_size(SUBSPAN_VECTOR_BYTES), aligned(sizeof(P))));
-  vector sum[shape::rows][shape::vectors] = {};
-  for (index_t r = 0; r < depth; ++r, a += shape::width, b += shape::width) {
-    vector right[shape::vectors];
+  for (index_t r = 0; r < depth; ++r, a += Step, b += shape::width) {
+    typename shape::vector right[shape::vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < shape::vectors; ++v)
-      right[v] = *reinterpret_cast<vector const*>(b + v * shape::lanes);
+      right[v] = *reinterpret_cast<typename shape::in_memory const*>(b + v * shape::lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < shape::rows; ++i)
 #pragma GCC unroll 8
       for (int v = 0; v < shape::vectors; ++v) sum[i][v] += a[i] * right[v];
   }
+}
+
+template <class P>
+void multiply(index_t depth, P const* a, P const* b, double* c, index_t ldc) {
+  using shape = tile_shape<P>;
+  typename shape::sums sum = {};
+  accumulate<shape::width>(depth, a, b, sum);
   // By way of memory: element by element GCC would take the registers apart one lane at a time.
   alignas(64) P spilled[shape::rows * shape::width];
-#pragma GCC unroll 8
-  for (int i = 0; i < shape::rows; ++i)
-#pragma GCC unroll 8
-    for (int v = 0; v < shape::vectors; ++v)
-      *reinterpret_cast<vector*>(spilled + i * shape::width + v * shape::lanes) = sum[i][v];
+  __builtin_memcpy(spilled, sum, sizeof spilled);
   for (int i = 0; i < shape::rows; ++i) {
     double* const row = c + i * ldc;
 #pragma omp simd

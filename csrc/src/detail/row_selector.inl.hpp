@@ -19,18 +19,18 @@ inline lanes<S> load_scores(S const* from, typename detail::score_order<S>::key_
   return (lanes<S>)(bits ^ reversal);
 }
 
-/// Bit i: lane i is at least `least`. NaN is not.
+/// Bit i: lane i of v is at least lane i of `least`. NaN is not, nor is anything at least NaN.
 template <class S>
-inline unsigned at_least(lanes<S> v, S least) {
+inline unsigned at_least(lanes<S> v, lanes<S> least) {
 #if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 64
   if constexpr (std::is_same_v<S, float>)
-    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(least), _CMP_GE_OQ);
+    return _mm512_cmp_ps_mask((__m512)v, (__m512)least, _CMP_GE_OQ);
   else if constexpr (std::is_same_v<S, double>)
-    return _mm512_cmp_pd_mask((__m512d)v, _mm512_set1_pd(least), _CMP_GE_OQ);
+    return _mm512_cmp_pd_mask((__m512d)v, (__m512d)least, _CMP_GE_OQ);
   else if constexpr (sizeof(S) == 4)
-    return _mm512_cmpge_epi32_mask((__m512i)v, _mm512_set1_epi32(least));
+    return _mm512_cmpge_epi32_mask((__m512i)v, (__m512i)least);
   else
-    return _mm512_cmpge_epi64_mask((__m512i)v, _mm512_set1_epi64(least));
+    return _mm512_cmpge_epi64_mask((__m512i)v, (__m512i)least);
 #else
   auto const passes = v >= least;
 #if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 32
@@ -49,6 +49,10 @@ inline unsigned at_least(lanes<S> v, S least) {
   return mask;
 #endif
 #endif
+}
+template <class S>
+inline unsigned at_least(lanes<S> v, S least) {
+  return at_least<S>(v, least - lanes<S>{});
 }
 
 #if defined(__x86_64__) && SUBSPAN_VECTOR_BYTES == 64

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "detail/row_selector.hpp"
+#include "detail/tile_engine.hpp"
+
+/// What encode.cpp compiles once per level, and the states that its epilogues fill.
+
+namespace subspan::detail {
+
+/// One entry of z that passed a threshold.
+template <class P>
+struct code_hit {
+  std::uint32_t row, column;
+  P value;
+};
+
+/// An entry of all of z; the greater one is the better one.
+template <class Key>
+struct batch_entry {
+  Key key;
+  std::uint64_t place;  // complement of row and column
+  friend constexpr auto operator<=>(batch_entry const&, batch_entry const&) = default;
+};
+
+/// The best of a batch that one thread has met. All of them share a threshold: what one of them could
+/// fill is a bound for all.
+template <class P>
+class batch_selector {
+ public:
+  using order = score_order<P>;
+  using entry_type = batch_entry<typename order::key_type>;
+
+  batch_selector(context const& ctx, index_t count, std::atomic<P>& least)
+      : full_(count + std::max<index_t>(count / 2, 4096)),
+        buffer_(ctx, full_),
+        count_(count),
+        least_(least) {}
+
+  P least() const { return least_.load(std::memory_order_relaxed); }
+  void add(P score, std::uint32_t row, std::uint32_t column) {
+    if (!(score >= least())) return;
+    buffer_[found_++] = {order::key(score), ~(std::uint64_t{row} << 32 | column)};
+    if (found_ == full_) shrink();
+  }
+  index_t keep_best() {
+    if (found_ > count_) shrink();
+    return found_;
+  }
+  entry_type const* entries() const { return buffer_.data(); }
+
+ private:
+  void shrink() {
+    auto* const all = buffer_.data();
+    std::nth_element(all, all + (count_ - 1), all + found_, std::greater<>());
+    found_ = count_;
+    P const bound = order::score(all[count_ - 1].key);
+    P before = least();
+    while (before < bound && !least_.compare_exchange_weak(before, bound)) {
+    }
+  }
+
+  index_t full_;
+  workspace<entry_type> buffer_;
+  index_t count_, found_ = 0;
+  std::atomic<P>& least_;
+};
+
+template <class T, class P>
+struct encode_kernels {
+  tile_size size;
+  void (*pack)(vector_set<T> const& from, packing<P> const& how, index_t first, index_t count,
+               index_t width, P* out);
+  // bias: of all columns, NaN for padding. rows: those of the strip that are no padding.
+  void (*select)(tile_block<P> const& block, row_selector<P>* best, P const* bias, bool rectified);
+  void (*select_of_batch)(tile_block<P> const& block, index_t first_row, index_t rows,
+                          P const* bias, batch_selector<P>& best);
+  void (*above)(tile_block<P> const& block, index_t rows, P const* bias, P const* threshold,
+                std::vector<code_hit<P>>& hits);
+};
+
+}  // namespace subspan::detail
