@@ -1,0 +1,159 @@
+#include "subspan/knn.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <bit>
+#include <cmath>
+
+#include "detail/knn_search.hpp"
+#include "detail/product_tile.hpp"
+#include "detail/route.hpp"
+
+#define SUBSPAN_FILE "knn.cpp"
+#include "detail/foreach_level.hpp"
+
+namespace subspan::cpu::SUBSPAN_LEVEL {
+namespace {
+// In this order: the later ones need the earlier.
+// clang-format off
+#include "detail/widen.inl.hpp"
+#include "detail/product_tile.inl.hpp"
+#include "detail/row_selector.inl.hpp"
+#include "detail/tile_engine.inl.hpp"
+#include "detail/knn_kernels.inl.hpp"
+// clang-format on
+}  // namespace
+}  // namespace subspan::cpu::SUBSPAN_LEVEL
+
+#if SUBSPAN_ONCE
+
+namespace subspan {
+namespace {
+
+/// Rows of y all together, by their distances in double: what is right whatever the data.
+template <class T>
+void scan(detail::knn_data<T> const& data, std::vector<index_t> const& rows,
+          detail::knn_output out) {
+  using detail::row_selector;
+  detail::parallel_for(data.ctx, static_cast<index_t>(rows.size()), 1, [&](index_t at, index_t) {
+    index_t const row = rows[static_cast<std::size_t>(at)];
+    detail::workspace<double> wide(data.ctx, data.padded_depth());
+    data.exact.widen(data.row_of(data.x, row), data.x.strides[1], data.depth(), wide.data());
+    detail::workspace<row_selector<double>::entry_type> buffer(data.ctx,
+                                                               row_selector<double>::room(data.k));
+    row_selector<double> best(data.k, buffer.data());
+    bool const has_neighbors = std::all_of(wide.data(), wide.data() + data.depth(),
+                                           [](double v) { return std::isfinite(v); });
+    for (index_t c = 0; c < data.columns() && has_neighbors; ++c) {
+      if (!data.allows(row, data.id(c))) continue;
+      double const distance = data.distance(wide.data(), row, data.id(c));
+      if (std::isfinite(distance)) best.add(-distance, static_cast<std::uint32_t>(c));
+    }
+    std::vector<detail::ranked> found;
+    index_t const count = best.keep_best();
+    for (index_t i = 0; i < count; ++i) {
+      auto const entry = best.entries()[i];
+      found.push_back({-detail::score_order<double>::score(detail::key_of(entry)),
+                       data.id(detail::index_of(entry))});
+    }
+    std::sort(found.begin(), found.end());
+    out.deliver(data.params.metric, row, found);
+  });
+}
+
+template <class T, class P>
+bool search(detail::knn_data<T> const& data, std::vector<index_t>& rows, index_t pad,
+            bool only_differences, detail::knn_output out, knn_stats& stats) {
+  detail::knn_search<T, P> job(data, SUBSPAN_PICK(knn_table<T, P>), rows, pad, only_differences,
+                               out);
+  detail::run_tiles<P>(data.ctx, job);
+  stats.difference_tiles += job.difference_tiles;
+  rows = job.unproved();
+  return !job.overflowed();
+}
+
+}  // namespace
+
+inline namespace SUBSPAN_ABI {
+
+template <class T>
+knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T const, 2> y,
+              std::optional<strided_view<std::uint8_t const, 2>> mask,
+              strided_view<double, 2> distances, strided_view<index_t, 2> indices,
+              knn_params params) {
+  constexpr char const* function = "knn";
+  auto const [q, d] = x.shape;
+  index_t const n = y.shape[0], k = indices.shape[1];
+  detail::require_cpu(function, x.device);
+  detail::expects(y.shape[1] == d, function, "y must have d = ", d, " columns like x, got ",
+                  y.shape[1]);
+  detail::expects(n < index_t{1} << 32, function, "y must have fewer than 2^32 rows, got ", n);
+  detail::expects(!mask || ((mask->shape[0] == q || mask->shape[0] == 1) && mask->shape[1] == n),
+                  function, "mask must have shape (", q, ", ", n, ") or (1, ", n, "), got (",
+                  mask ? mask->shape[0] : 0, ", ", mask ? mask->shape[1] : 0, ")");
+  detail::expects(!params.exclude_self || q == n, function,
+                  "exclude_self must be false unless x and y have the same rows, got ", q, " and ",
+                  n);
+  auto const check = [&](char const* name, auto const& out) {
+    detail::expects(
+        out.shape == std::array<index_t, 2>{q, k} && out.is_row_major() && out.device == x.device,
+        function, name, " must be C-ordered, on the device of x, and of the documented shape");
+    detail::expects(!overlaps(out, x) && !overlaps(out, y), function, name,
+                    " must not overlap an input");
+  };
+  check("distances", distances);
+  check("indices", indices);
+  knn_stats stats;
+  if (q == 0 || k == 0) return stats;
+
+  detail::knn_data<T> const data(ctx, SUBSPAN_PICK(exact_table<T>), x, y, mask, k, params);
+  detail::knn_output const out{distances, indices};
+  index_t const pad = std::max<index_t>(8, k / 4);
+  std::vector<index_t> const all = [&] {
+    std::vector<index_t> rows(static_cast<std::size_t>(q));
+    std::iota(rows.begin(), rows.end(), index_t{0});
+    return rows;
+  }();
+  std::vector<index_t> rows = all;
+
+  // The first pass; then by what does not cancel; then by the definition.
+  bool const wide = std::is_same_v<T, double> || (std::is_integral_v<T> && d > 257);
+  bool done = false;
+  if constexpr (!std::is_same_v<T, double>)
+    if (!wide) {
+      done = search<T, float>(data, rows, pad, false, out, stats);
+      if (done && !rows.empty() && !data.by_product()) {
+        stats.repeated_rows += static_cast<index_t>(rows.size());
+        done = search<T, float>(data, rows, 4 * pad, true, out, stats);
+      }
+    }
+  if (!done) {
+    rows = all;
+    search<T, double>(data, rows, pad, false, out, stats);
+  } else if (!rows.empty() && data.by_product()) {
+    stats.repeated_rows += static_cast<index_t>(rows.size());
+    search<T, double>(data, rows, 4 * pad, false, out, stats);
+  }
+  stats.scanned_rows = static_cast<index_t>(rows.size());
+  scan(data, rows, out);
+  return stats;
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                  \
+  template knn_stats knn<T>(context const&, strided_view<T const, 2>, strided_view<T const, 2>, \
+                            std::optional<strided_view<std::uint8_t const, 2>>,                 \
+                            strided_view<double, 2>, strided_view<index_t, 2>, knn_params);
+SUBSPAN_INSTANTIATE(half)
+SUBSPAN_INSTANTIATE(bfloat16)
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+SUBSPAN_INSTANTIATE(std::int8_t)
+SUBSPAN_INSTANTIATE(std::uint8_t)
+#undef SUBSPAN_INSTANTIATE
+
+}  // namespace v0
+}  // namespace subspan
+
+#endif  // SUBSPAN_ONCE
