@@ -20,7 +20,8 @@ enum class metric {
 
 enum class knn_precision {
   exact,  ///< the neighbours by the distances in float64: proved for every row, or searched again
-  fast,   ///< the neighbours by the products in float; their distances are in float64 all the same
+  certified,  ///< as exact, after a first pass by bfloat16 products where the CPU has them
+  fast,  ///< the neighbours by the products in float; their distances are in float64 all the same
 };
 
 struct knn_params {
@@ -32,6 +33,7 @@ struct knn_params {
 /// How a search went.
 struct knn_stats {
   index_t difference_tiles = 0;  ///< tiles whose products would have cancelled
+  index_t uncertified_rows = 0;  ///< rows that the pass in low precision left in doubt
   index_t repeated_rows = 0;     ///< rows that were searched again by differences
   index_t scanned_rows = 0;      ///< rows that were searched once more in float64
 };

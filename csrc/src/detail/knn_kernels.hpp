@@ -63,6 +63,16 @@ struct knn_kernels {
                  std::vector<near_pair>& found);
 };
 
+/// A first pass by dot products of bfloat16 pairs, where the CPU has them; null elsewhere. A pair of
+/// elements that follow each other in depth takes the place of one float in a panel.
+struct pair_kernels {
+  /// [depth][width] floats to [(depth + 1) / 2][width] pairs; residuals: what the rounding took from
+  /// each vector, squared.
+  void (*pack)(float const* panel, index_t depth, index_t width, float* out, double* residuals);
+  void (*select)(tile_block<float> const& block, neighbor_strip<float> const& strip,
+                 row_selector<float>* best, float* used, bool only_differences);
+};
+
 /// Distances as they are defined: in double, of rows as they are, by sums in one fixed order.
 template <class T>
 struct exact_kernels {

@@ -82,15 +82,15 @@ struct select_nearest {
   }
 };
 
-template <class P>
+template <class P, class Form>
 void select_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip,
                       detail::row_selector<P>* best, P* used, bool only_differences) {
   if (strip.mask != nullptr) {
     select_nearest<P, true> epilogue{strip, best, used, only_differences};
-    multiply_tiles<P>(block, epilogue);
+    multiply_tiles<P, Form>(block, epilogue);
   } else {
     select_nearest<P, false> epilogue{strip, best, used, only_differences};
-    multiply_tiles<P>(block, epilogue);
+    multiply_tiles<P, Form>(block, epilogue);
   }
 }
 
@@ -241,7 +241,7 @@ template <class T, class P>
 inline constexpr detail::knn_kernels<T, P> knn_table{{tile_shape<P>::rows, tile_shape<P>::width},
                                                      &pack_panel<T, P>,
                                                      &panel_squares<P>,
-                                                     &select_neighbors<P>,
+                                                     &select_neighbors<P, by_products<P>>,
                                                      &find_neighbors<P>};
 template <class T>
 inline constexpr detail::exact_kernels<T> exact_table{&widen_exact<T>, &exact_difference<T>,

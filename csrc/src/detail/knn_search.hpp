@@ -34,9 +34,9 @@ class knn_search : public neighbor_job<T, P> {
   using entry_type = typename selector::entry_type;
   using order = score_order<P>;
 
-  knn_search(knn_data<T> const& data, knn_kernels<T, P> const& kernels,
+  knn_search(knn_data<T> const& data, knn_kernels<T, P> const& kernels, pair_kernels const* pairs,
              std::vector<index_t> row_ids, index_t pad, bool only_differences, knn_output out)
-      : neighbor_job<T, P>(data, kernels, std::move(row_ids)),
+      : neighbor_job<T, P>(data, kernels, pairs, std::move(row_ids)),
         only_(only_differences),
         out_(out),
         k_(out.indices.shape[1]),
@@ -57,8 +57,9 @@ class knn_search : public neighbor_job<T, P> {
     used_.assign(static_cast<std::size_t>(parts * this->panels_), 0);
   }
   void multiply(tile_block<P> const& block, index_t part) {
-    this->kernels_.select(block, this->describe_strip(part), best_.data() + part * this->states_,
-                          used_.data() + part * this->panels_, only_);
+    auto const select = this->selecting();
+    select(block, this->describe_strip(part), best_.data() + part * this->states_,
+           used_.data() + part * this->panels_, only_);
   }
   void end(index_t first, index_t last, index_t parts) {
     double const reach = this->column_reach();
@@ -99,7 +100,7 @@ class knn_search : public neighbor_job<T, P> {
       count = candidates_;
     }
     this->data_.exact.widen(knn_data<T>::row_of(this->data_.x, row), this->data_.x.strides[1],
-                            this->depth(), wide);
+                            this->dimensions(), wide);
     found.clear();
     auto const consider = [&](index_t id) {
       if (!this->data_.allows(row, id)) return;
@@ -124,6 +125,7 @@ class knn_search : public neighbor_job<T, P> {
       used = std::max(
           used, static_cast<double>(
                     used_[static_cast<std::size_t>(part * this->panels_ + i / this->size().rows)]));
+    used += this->pair_error(i, reach);
     if (zero_query || !(complete || proved(i, found, last, used, reach, wide)))
       failed_[static_cast<std::size_t>(this->first_ + i)] = 1;
   }
@@ -135,11 +137,11 @@ class knn_search : public neighbor_job<T, P> {
     if (this->data_.exact_scores) return true;  // and equal scores were selected by index
     auto const k = static_cast<std::size_t>(k_);
     if (found.size() < k) return false;
-    auto const d = static_cast<double>(this->depth());
+    auto const d = static_cast<double>(this->dimensions());
     double const farthest = found[k - 1].distance;
     double const norm = this->row_norm_[static_cast<std::size_t>(i)];
     if (this->data_.by_product()) {
-      double const error = 1.25 * this->k_unit * (d + 8) * norm * reach + d * this->k_tiny +
+      double const error = 1.25 * this->k_unit * (d + 8) * norm * reach + used + d * this->k_tiny +
                            4 * (d + 16) * this->k_exact_unit * norm * (reach + this->shift_norm());
       return -farthest - this->taken_by_shift(wide) > last + error;
     }
