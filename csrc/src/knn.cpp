@@ -73,7 +73,14 @@ bool search(detail::knn_data<T> const& data, detail::pair_kernels const* pairs,
             knn_stats& stats) {
   detail::knn_search<T, P> job(data, SUBSPAN_PICK(knn_table<T, P>), pairs, rows, pad,
                                only_differences, out);
-  detail::run_tiles<P>(data.ctx, job);
+  bool const all = static_cast<index_t>(rows.size()) == data.rows();
+  if (all && !only_differences && data.is_symmetric() &&
+      job.fits_symmetric(data.rows(), out.indices.shape[1] + pad + 1)) {
+    job.run_symmetric();
+    stats.symmetric = true;
+  } else {
+    detail::run_tiles<P>(data.ctx, job);
+  }
   stats.difference_tiles += job.difference_tiles();
   rows = job.unproved();
   return !job.overflowed();

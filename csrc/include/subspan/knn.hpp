@@ -32,6 +32,7 @@ struct knn_params {
 
 /// How a search went.
 struct knn_stats {
+  bool symmetric = false;        ///< every product served two rows
   index_t difference_tiles = 0;  ///< tiles whose products would have cancelled
   index_t uncertified_rows = 0;  ///< rows that the pass in low precision left in doubt
   index_t repeated_rows = 0;     ///< rows that were searched again by differences
@@ -52,7 +53,8 @@ struct knn_stats {
 ///
 /// T: half, bfloat16, float, double, int8, uint8. n < 2^32. CPU. O(q n d) flops in float (double for
 /// double, and for integers with d > 257); rows where rounding or cancellation leave doubt are
-/// searched again. Scratch: 16 MiB of packed y, the packed rows of a strip, up to 64 MiB of candidates.
+/// searched again. Where y is x itself every product serves both of its rows. Scratch: 16 MiB of packed
+/// y, the packed rows of a strip, up to 64 MiB of candidates; of x against itself up to 1 GiB.
 template <class T>
 knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T const, 2> y,
               std::optional<strided_view<std::uint8_t const, 2>> mask,

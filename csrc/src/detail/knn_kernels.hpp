@@ -58,6 +58,10 @@ struct knn_kernels {
   /// a score by products. only_differences: of all tiles.
   void (*select)(tile_block<P> const& block, neighbor_strip<P> const& strip, row_selector<P>* best,
                  P* used, bool only_differences);
+  /// The same for rows of x against rows of x: a tile serves its rows and its columns, which are given
+  /// by all rows' states. `least`: of every row's state.
+  void (*select_both)(tile_block<P> const& block, neighbor_strip<P> const& strip,
+                      row_selector<P>* best, P* least, P* used);
   /// All pairs whose exact score may be >= bar of their row, -limit at least.
   void (*within)(tile_block<P> const& block, neighbor_strip<P> const& strip, P const* bars, P limit,
                  std::vector<near_pair>& found);
@@ -71,6 +75,8 @@ struct pair_kernels {
   void (*pack)(float const* panel, index_t depth, index_t width, float* out, double* residuals);
   void (*select)(tile_block<float> const& block, neighbor_strip<float> const& strip,
                  row_selector<float>* best, float* used, bool only_differences);
+  void (*select_both)(tile_block<float> const& block, neighbor_strip<float> const& strip,
+                      row_selector<float>* best, float* least, float* used);
 };
 
 /// Distances as they are defined: in double, of rows as they are, by sums in one fixed order.

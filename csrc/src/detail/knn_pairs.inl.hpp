@@ -61,7 +61,8 @@ inline void pack_pairs(float const* panel, index_t depth, index_t width, float* 
   }
 }
 
-inline constexpr detail::pair_kernels table{&pack_pairs, &select_neighbors<float, by_pairs>};
+inline constexpr detail::pair_kernels table{&pack_pairs, &select_neighbors<float, by_pairs>,
+                                            &select_of_both<float, by_pairs>};
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -61,6 +61,21 @@ class neighbor_job {
     column_residual_[first / width] = *std::max_element(residuals, residuals + width);
   }
 
+  /// Rows or columns once more, with nothing new to be learnt of them.
+  void repack_rows(index_t begin, index_t end, P* out) const {
+    auto const tile_rows = size().rows;
+    packing<P> const how{data_.by_product() ? nullptr : shift_.data(),
+                         data_.cosine() ? row_scale_.data() : nullptr};
+    for (index_t i = begin; i < end; i += tile_rows, out += tile_rows * depth())
+      pack_only(x_, how, i, std::min(tile_rows, end - i), tile_rows, out);
+  }
+  void repack_columns(index_t begin, index_t end, P* out) const {
+    auto const width = size().width;
+    packing<P> const how{shift_.data(), data_.cosine() ? column_scale_.data() : nullptr};
+    for (index_t i = begin; i < end; i += width, out += width * depth())
+      pack_only(y_, how, i, std::min(width, end - i), width, out);
+  }
+
   /// A square was too large for P: nothing that was delivered counts.
   bool overflowed() const { return overflowed_; }
   index_t difference_tiles() const { return all_difference_tiles_; }
@@ -108,6 +123,11 @@ class neighbor_job {
     if constexpr (std::is_same_v<P, float>)
       if (pairs_ != nullptr) return pairs_->select;
     return kernels_.select;
+  }
+  auto selecting_both() const {
+    if constexpr (std::is_same_v<P, float>)
+      if (pairs_ != nullptr) return pairs_->select_both;
+    return kernels_.select_both;
   }
   /// What the rounding to pairs can do to a score of row i; `reach` is column_reach().
   double pair_error(index_t i, double reach) const {
@@ -177,6 +197,19 @@ class neighbor_job {
   static double inverse(std::vector<double> const& norms, index_t i) {
     double const norm = norms[static_cast<std::size_t>(i)];
     return norm == 0 ? 0 : 1 / norm;
+  }
+
+  void pack_only(vector_set<T> const& from, packing<P> const& how, index_t first, index_t count,
+                 index_t width, P* out) const {
+    if constexpr (std::is_same_v<P, float>)
+      if (pairs_ != nullptr) {
+        double residuals[k_widest_panel];
+        workspace<float> panel(ctx_, width * dimensions());
+        kernels_.pack(from, how, first, count, width, panel.data());
+        pairs_->pack(panel.data(), dimensions(), width, out, residuals);
+        return;
+      }
+    kernels_.pack(from, how, first, count, width, out);
   }
 
   /// Packs vectors first.. of `from` into a panel, with what is to be known about each of them.
