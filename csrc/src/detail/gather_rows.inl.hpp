@@ -92,6 +92,7 @@ inline void gather_some(S const* const* row, S const* const* ahead, P const* wei
 }
 
 constexpr int k_rows_at_once = 4;
+constexpr index_t k_rows_ahead = 8;
 
 template <class S, class P, bool Sums, bool Dots>
 void gather(detail::row_list<S, P> const& list, P const* with, P const* from, P* to, index_t n,
@@ -101,8 +102,8 @@ void gather(detail::row_list<S, P> const& list, P const* with, P const* from, P*
     S const *row[k_rows_at_once], *ahead[k_rows_at_once];
     for (int r = 0; r < count; ++r) {
       row[r] = list.rows + list.index[p + r] * list.stride;
-      // What comes next is fetched meanwhile; behind the end of this list there is another one.
-      index_t const next = std::min(p + count + r, list.count + list.beyond - 1);
+      // What comes soon is fetched meanwhile; behind the end of this list there is another one.
+      index_t const next = std::min(p + k_rows_ahead + r, list.count + list.beyond - 1);
       ahead[r] = list.rows + list.index[next] * list.stride;
     }
     P const* const weight = list.weight + p;
