@@ -9,6 +9,7 @@ from subspan._ops.native import __version__
 
 # isort: split
 from subspan._config import cpu_level, get_num_threads, set_num_threads, show_config
+from subspan._ops.decode import sparse_decode
 from subspan._ops.eigh import Eigh, EighInfo, eigh, eigvalsh
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
@@ -34,6 +35,7 @@ __all__ = [
     "qr",
     "set_num_threads",
     "show_config",
+    "sparse_decode",
     "spectrum",
     "svd",
     "svdvals",

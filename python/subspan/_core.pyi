@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'set_num_threads', 'svd', 'topk']
+__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'set_num_threads', 'sparse_decode', 'sparse_decode_backward', 'svd', 'topk', 'topk_encode_backward']
 def blas_name() -> str:
     """
     The BLAS behind the library.
@@ -69,6 +69,14 @@ def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets the threads that primitives use; 0 returns to the default.
     """
+def sparse_decode(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, b_dec: typing.Any, out: typing.Any) -> None:
+    """
+    out [rows, d] = b_dec + the sums of values[i] w_dec[indices[i]] over the pairs of each row.
+    """
+def sparse_decode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, grad_out: typing.Any, grad_values: typing.Any, grad_w_dec: typing.Any, grad_b_dec: typing.Any) -> None:
+    """
+    The gradients of sparse_decode that are not None.
+    """
 def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd', stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
@@ -76,5 +84,9 @@ def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typin
 def topk(x: typing.Any, values: typing.Any, indices: typing.Any, largest: bool, sorted: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The k best of each row of x [outer, inner, n] into caller-owned outputs.
+    """
+def topk_encode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, x: typing.Any, b_pre: typing.Any, w_enc: typing.Any, grad_w_enc: typing.Any, grad_b_enc: typing.Any, grad_x: typing.Any, grad_b_pre: typing.Any) -> None:
+    """
+    The gradients of a TopK encoder that are not None; values are those of the selected pre-activations.
     """
 __version__: str = '0.1.0'
