@@ -53,9 +53,8 @@ class ragged_arguments {
       if (out.values.shape[0] != count || out.indices.shape[0] != count)
         raise("InvalidArgumentError",
               std::string("[") + function_ + "] allocate must return arrays of " +
-                  std::to_string(count) + " elements, got " +
-                  std::to_string(out.values.shape[0]) + " and " +
-                  std::to_string(out.indices.shape[0]));
+                  std::to_string(count) + " elements, got " + std::to_string(out.values.shape[0]) +
+                  " and " + std::to_string(out.indices.shape[0]));
       return out;
     };
   }

@@ -140,8 +140,10 @@ void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias,
   auto const bar = [&](index_t column) {
     return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(bars + column);
   };
+  using order = detail::score_order<P>;
   auto const hit = [&](std::uint32_t row, std::uint32_t column, P z) {
-    hits.push_back({row, column, z});
+    // Where subnormal numbers are flushed, 0 passes for the number above it: only bits tell.
+    if (order::key(z) >= order::key(bars[column])) hits.push_back({row, column, z});
   };
   filter_entries<P, decltype(bar), decltype(hit)> epilogue{bias, rows, bar, hit};
   multiply_tiles<P>(block, epilogue);

@@ -182,10 +182,7 @@ def batch_topk_encode(
     _checks.choice(function, "activation", activation, _ACTIVATIONS)
 
     def run(x: Any, *encoder: Any) -> RaggedCode:
-        def encode(*arguments: Any) -> None:
-            _core.batch_topk_encode(*arguments, activation, _arrays.stream_of(x))
-
-        return _ragged(encode, function, x, _exported(function, *encoder), count)
+        return _ragged(_core.batch_topk_encode, function, x, encoder, count, activation)
 
     return RaggedCode(*_encoded(run, False, x, w_enc, b_enc, b_pre))
 
@@ -257,12 +254,10 @@ def threshold_encode(
         bars = _arrays.empty_like_on(x, (int(w_enc.shape[1]),))
         bars[...] = threshold
 
-    def run(x: Any, *encoder: Any) -> RaggedCode:
-        def encode(*arguments: Any) -> None:
-            _core.threshold_encode(*arguments, _arrays.stream_of(x))
+    bars = _arrays.exportable(function, "threshold", bars)
 
-        out_of = _arrays.exportable(function, "threshold", bars)
-        return _ragged(encode, function, x, _exported(function, *encoder), out_of)
+    def run(x: Any, *encoder: Any) -> RaggedCode:
+        return _ragged(_core.threshold_encode, function, x, encoder, bars)
 
     return RaggedCode(*_encoded(run, False, x, w_enc, b_enc, b_pre))
 
@@ -296,9 +291,10 @@ def _check(
 def _count(function: str, k: Any, rows: int, n: int) -> int:
     """Return int(k * rows) for 0 <= k <= n: exactly for an integer k."""
     try:
-        return _checks.integer(function, "k", operator.index(k), low=0, high=n) * rows
+        operator.index(k)
     except TypeError:
         return min(int(_checks.real(function, "k", k, low=0, high=n) * rows), n * rows)
+    return _checks.integer(function, "k", k, low=0, high=n) * rows
 
 
 def _rows(function: str, x: Any) -> Any:
@@ -306,15 +302,20 @@ def _rows(function: str, x: Any) -> Any:
     return reshaped(_arrays.exportable(function, "x", x), (prod(shape[:-1]), shape[-1]))
 
 
-def _exported(function: str, *encoder: Any) -> list[Any]:
-    return [
-        None if array is None else _arrays.exportable(function, name, array)
-        for name, array in zip(("w_enc", "b_enc", "b_pre"), encoder, strict=True)
-    ]
+def _exported(function: str, w_enc: Any, b_enc: Any, b_pre: Any) -> tuple[Any, Any, Any]:
+    def export(name: str, array: Any) -> Any:
+        return None if array is None else _arrays.exportable(function, name, array)
+
+    return export("w_enc", w_enc), export("b_enc", b_enc), export("b_pre", b_pre)
 
 
 def _ragged(
-    encode: Callable[..., None], function: str, x: Any, encoder: list[Any], selection: Any
+    core: Callable[..., None],
+    function: str,
+    x: Any,
+    encoder: tuple[Any, ...],
+    selection: Any,
+    *options: Any,
 ) -> RaggedCode:
     """Call the core, which asks for memory once it knows the number of codes."""
     rows = _rows(function, x)
@@ -325,7 +326,8 @@ def _ragged(
         made.extend(_arrays.empty_like_on(x, (count,), dtype) for dtype in (None, "int64"))
         return made[0], made[1]
 
-    encode(rows, *encoder, selection, offsets, allocate)
+    arrays = _exported(function, *encoder)
+    core(rows, *arrays, selection, offsets, allocate, *options, _arrays.stream_of(x))
     return RaggedCode(*(_arrays.deliver(x, out) for out in (*made, offsets)))
 
 
