@@ -278,17 +278,16 @@ void topk_encode_backward(context const& ctx, sparse_code<T> const& code, index_
   }
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                  \
-  template void sparse_decode<T>(context const&, sparse_code<T> const&,                         \
-                                 strided_view<T const, 2>,                                      \
-                                 std::optional<strided_view<T const, 1>>, strided_view<T, 2>);  \
-  template void sparse_decode_backward<T>(                                                      \
-      context const&, sparse_code<T> const&, strided_view<T const, 2>, strided_view<T const, 2>, \
-      std::optional<strided_view<T, 1>>, std::optional<strided_view<T, 2>>,                     \
-      std::optional<strided_view<T, 1>>);                                                       \
-  template void topk_encode_backward<T>(                                                        \
-      context const&, sparse_code<T> const&, index_t, std::optional<strided_view<T const, 2>>,  \
-      std::optional<strided_view<T const, 1>>, std::optional<strided_view<T const, 2>>,         \
+#define SUBSPAN_INSTANTIATE(T)                                                                    \
+  template void sparse_decode<T>(context const&, sparse_code<T> const&, strided_view<T const, 2>, \
+                                 std::optional<strided_view<T const, 1>>, strided_view<T, 2>);    \
+  template void sparse_decode_backward<T>(                                                        \
+      context const&, sparse_code<T> const&, strided_view<T const, 2>, strided_view<T const, 2>,  \
+      std::optional<strided_view<T, 1>>, std::optional<strided_view<T, 2>>,                       \
+      std::optional<strided_view<T, 1>>);                                                         \
+  template void topk_encode_backward<T>(                                                          \
+      context const&, sparse_code<T> const&, index_t, std::optional<strided_view<T const, 2>>,    \
+      std::optional<strided_view<T const, 1>>, std::optional<strided_view<T const, 2>>,           \
       encode_gradients<T> const&);
 SUBSPAN_FOREACH_STORAGE(SUBSPAN_INSTANTIATE)
 #undef SUBSPAN_INSTANTIATE
