@@ -52,7 +52,8 @@ void bind_decode(py::module_& m) {
       },
       py::arg("values"), py::arg("indices"), py::arg("offsets"), py::arg("rows"), py::arg("w_dec"),
       py::arg("b_dec"), py::arg("out"),
-      "out [rows, d] = b_dec + the sums of values[i] w_dec[indices[i]] over the pairs of each row.");
+      "out [rows, d] = b_dec + the sums of values[i] w_dec[indices[i]] over the pairs of each "
+      "row.");
   m.def(
       "sparse_decode_backward",
       [](py::object values, py::object indices, py::object offsets, index_t rows, py::object w_dec,
@@ -70,8 +71,8 @@ void bind_decode(py::module_& m) {
           optional_argument<T, 1> const of_bias(grad_b_dec, function, "grad_b_dec");
           without_gil(function, [&] {
             subspan::sparse_decode_backward<T>(make_context(), code.code(), matrix.view(),
-                                               gradient.view(), of_values.view(),
-                                               of_matrix.view(), of_bias.view());
+                                               gradient.view(), of_values.view(), of_matrix.view(),
+                                               of_bias.view());
           });
         });
       },

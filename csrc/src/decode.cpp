@@ -42,21 +42,33 @@ class task {
   using P = wide<T>;
   using call_type = detail::list_sums_call<T>;
 
-  task(context const& ctx, char const* function, device where)
-      : ctx(ctx), function(function), where_(where), kernels(SUBSPAN_PICK(list_sums_table<T>)) {
-    detail::require_cpu(function, where);
+  task(context const& ctx, char const* function, sparse_code<T> const& code)
+      : ctx(ctx),
+        function(function),
+        kernels(SUBSPAN_PICK(list_sums_table<T>)),
+        where_(code.values.device) {
+    detail::require_cpu(function, where_);
+    beside("indices", code.indices);
+    if (code.offsets.data != nullptr) beside("offsets", code.offsets);
   }
 
   template <class View>
   void input(char const* name, View const& view, decltype(View::shape) wanted) const {
-    shaped(name, view, wanted);
+    auto const list = [](auto const& shape) {
+      std::string text;
+      for (index_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+      return text;
+    };
+    expects(view.shape == wanted, function, name, " must have shape (", list(wanted), "), got (",
+            list(view.shape), ")");
+    beside(name, view);
   }
 
   /// An output must be C-ordered and apart from what is read.
   template <class View, class... In>
   void output(char const* name, View const& view, decltype(View::shape) wanted, bool ordered,
               In const&... in) const {
-    shaped(name, view, wanted);
+    input(name, view, wanted);
     expects(ordered, function, name, " must be of the documented strides");
     bool const apart = !(overlaps(view, in) || ...);
     expects(apart, function, name, " must not overlap what is read");
@@ -84,16 +96,17 @@ class task {
 
   /// out[r] = rows[r] . with, for all rows.
   void multiply(strided_view<T const, 2> rows, P const* with, T* out) const {
-    index_t const count = rows.shape[0];
-    workspace<index_t> index(ctx, count);
+    constexpr index_t length = 32;  // of a list: as many as are worth a change of thread
+    index_t const count = rows.shape[0], lists = (count + length - 1) / length;
+    workspace<index_t> index(ctx, count), offsets(ctx, lists + 1);
     workspace<P> dots(ctx, count);
     std::iota(index.data(), index.data() + count, index_t{0});
+    for (index_t j = 0; j <= lists; ++j) offsets[j] = std::min(j * length, count);
     std::fill_n(dots.data(), count, P(0));
-    index_t const offsets[2] = {0, count};
     call_type call;
-    call.offsets = offsets;
+    call.offsets = offsets.data();
     call.index = index.data();
-    call.lists = 1;
+    call.lists = lists;
     call.rows = rows;
     call.with_one = with;
     call.dots = dots.data();
@@ -113,24 +126,15 @@ class task {
 
   context const& ctx;
   char const* function;
+  detail::list_sums_kernels<T> const& kernels;
 
  private:
   template <class View>
-  void shaped(char const* name, View const& view, decltype(View::shape) wanted) const {
-    auto const list = [](auto const& shape) {
-      std::string text;
-      for (index_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
-      return text;
-    };
-    expects(view.shape == wanted, function, name, " must have shape (", list(wanted), "), got (",
-            list(view.shape), ")");
+  void beside(char const* name, View const& view) const {
     expects(view.device == where_, function, name, " must be on the device of values");
   }
 
   device where_;
-
- public:
-  detail::list_sums_kernels<T> const& kernels;
 };
 
 template <class T>
@@ -145,7 +149,7 @@ inline namespace SUBSPAN_ABI {
 template <class T>
 void sparse_decode(context const& ctx, sparse_code<T> const& code, strided_view<T const, 2> w_dec,
                    std::optional<strided_view<T const, 1>> b_dec, strided_view<T, 2> out) {
-  task<T> const task(ctx, "sparse_decode", code.values.device);
+  task<T> const task(ctx, "sparse_decode", code);
   auto const [n, d] = w_dec.shape;
   task.input("w_dec", w_dec, {n, d});
   if (b_dec) task.input("b_dec", *b_dec, {d});
@@ -170,7 +174,7 @@ void sparse_decode_backward(context const& ctx, sparse_code<T> const& code,
                             std::optional<strided_view<T, 1>> grad_values,
                             std::optional<strided_view<T, 2>> grad_w_dec,
                             std::optional<strided_view<T, 1>> grad_b_dec) {
-  task<T> const task(ctx, "sparse_decode_backward", code.values.device);
+  task<T> const task(ctx, "sparse_decode_backward", code);
   auto const [n, d] = w_dec.shape;
   task.input("grad_out", grad_out, {code.rows, d});
   auto const check = [&](char const* name, auto const& out, auto const& shape) {
@@ -211,7 +215,7 @@ void topk_encode_backward(context const& ctx, sparse_code<T> const& code, index_
                           std::optional<strided_view<T const, 2>> w_enc,
                           encode_gradients<T> const& gradients) {
   using P = wide<T>;
-  task<T> const task(ctx, "topk_encode_backward", code.values.device);
+  task<T> const task(ctx, "topk_encode_backward", code);
   auto const& [grad_w, grad_b, grad_x, grad_pre] = gradients;
   expects(x || !grad_w, task.function, "x must be given for the gradient of w_enc, got none");
   expects(w_enc || !(grad_x || grad_pre), task.function,
@@ -278,17 +282,16 @@ void topk_encode_backward(context const& ctx, sparse_code<T> const& code, index_
   }
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                  \
-  template void sparse_decode<T>(context const&, sparse_code<T> const&,                         \
-                                 strided_view<T const, 2>,                                      \
-                                 std::optional<strided_view<T const, 1>>, strided_view<T, 2>);  \
-  template void sparse_decode_backward<T>(                                                      \
-      context const&, sparse_code<T> const&, strided_view<T const, 2>, strided_view<T const, 2>, \
-      std::optional<strided_view<T, 1>>, std::optional<strided_view<T, 2>>,                     \
-      std::optional<strided_view<T, 1>>);                                                       \
-  template void topk_encode_backward<T>(                                                        \
-      context const&, sparse_code<T> const&, index_t, std::optional<strided_view<T const, 2>>,  \
-      std::optional<strided_view<T const, 1>>, std::optional<strided_view<T const, 2>>,         \
+#define SUBSPAN_INSTANTIATE(T)                                                                    \
+  template void sparse_decode<T>(context const&, sparse_code<T> const&, strided_view<T const, 2>, \
+                                 std::optional<strided_view<T const, 1>>, strided_view<T, 2>);    \
+  template void sparse_decode_backward<T>(                                                        \
+      context const&, sparse_code<T> const&, strided_view<T const, 2>, strided_view<T const, 2>,  \
+      std::optional<strided_view<T, 1>>, std::optional<strided_view<T, 2>>,                       \
+      std::optional<strided_view<T, 1>>);                                                         \
+  template void topk_encode_backward<T>(                                                          \
+      context const&, sparse_code<T> const&, index_t, std::optional<strided_view<T const, 2>>,    \
+      std::optional<strided_view<T const, 1>>, std::optional<strided_view<T const, 2>>,           \
       encode_gradients<T> const&);
 SUBSPAN_FOREACH_STORAGE(SUBSPAN_INSTANTIATE)
 #undef SUBSPAN_INSTANTIATE

@@ -42,7 +42,9 @@ sparse_code<T> equal_rows(strided_view<T const, 2> values, strided_view<index_t 
 /// rounded once; same bits for any number of threads. T: half, bfloat16, float, double. CPU.
 /// Throws error{invalid_argument} that names row, position and value for an index beyond 0..n-1,
 /// before anything is written.
-/// 2 pairs d flops; scratch 24 bytes per pair and, where w_dec must be packed, one slice of it.
+/// 2 pairs d flops; scratch up to 16 bytes per pair and, where the columns of w_dec do not lie side
+/// by side, a slice of it: up to 16 MiB, or n rows of 128 elements.
+/// Gathering loses to a dense product (scatter the code, multiply) from about k = n / 4 on.
 template <class T>
 void sparse_decode(context const& ctx, sparse_code<T> const& code, strided_view<T const, 2> w_dec,
                    std::optional<strided_view<T const, 1>> b_dec, strided_view<T, 2> out);
@@ -55,7 +57,9 @@ void sparse_decode(context const& ctx, sparse_code<T> const& code, strided_view<
 ///   grad_b_dec  [d]        stride 1; sum over t of grad_out[t]
 ///
 /// One pass over the features, whose pairs a stable counting sort brings together: their order, and
-/// so the bits, are those of the rows for any number of threads.
+/// so the bits, are those of the rows for any number of threads, and for any choice of outputs.
+/// 2 pairs d flops for each of the first two; scratch up to 56 bytes per pair, 16 n bytes and slices
+/// as above.
 template <class T>
 void sparse_decode_backward(context const& ctx, sparse_code<T> const& code,
                             strided_view<T const, 2> w_dec, strided_view<T const, 2> grad_out,

@@ -57,38 +57,42 @@ inline void gather_some(S const* const* row, S const* const* ahead, P const* wei
   // Vectors that are one cache line of a row.
   constexpr index_t line = std::max<index_t>(1, 64 / (lanes * sizeof(S)));
   vector<P> dot[Count] = {};
-  auto const step = [&](index_t c) {
+  auto const step = [&](auto const* const* rows, P const* factors, P const* before, P* after,
+                        index_t c) {
     vector<P> sum{}, factor{};
-    if constexpr (Sums) sum = load(from + c);
-    if constexpr (Dots) factor = load(with + c);
+    if constexpr (Sums) sum = load(before + c);
+    if constexpr (Dots) factor = load(factors + c);
 #pragma GCC unroll 8
     for (int r = 0; r < Count; ++r) {
-      vector<P> const v = load(row[r] + c);
+      vector<P> const v = load(rows[r] + c);
       if constexpr (Sums) sum += weight[r] * v;
       if constexpr (Dots) dot[r] += factor * v;
     }
-    if constexpr (Sums) *reinterpret_cast<vector<P>*>(to + c) = sum;
+    if constexpr (Sums) *reinterpret_cast<vector<P>*>(after + c) = sum;
   };
   index_t c = 0;
   for (; c + line * lanes <= n; c += line * lanes) {
 #pragma GCC unroll 8
     for (int r = 0; r < Count; ++r) __builtin_prefetch(ahead[r] + c);
 #pragma GCC unroll 8
-    for (index_t v = 0; v < line; ++v) step(c + v * lanes);
+    for (index_t v = 0; v < line; ++v) step(row, with, from, to, c + v * lanes);
   }
-  for (; c + lanes <= n; c += lanes) step(c);
-  P rest[Count] = {};
-  for (; c < n; ++c) {
-    P sum = Sums ? from[c] : P(0);
+  for (; c + lanes <= n; c += lanes) step(row, with, from, to, c);
+  if (c < n) {
+    // What is left, with zeros to a whole vector: the same arithmetic, so the same bits.
+    P padded[Count][lanes] = {}, factors[lanes] = {}, sums[lanes] = {};
+    P const* rows[Count];
     for (int r = 0; r < Count; ++r) {
-      auto const v = static_cast<P>(widen_one(row[r][c]));
-      if constexpr (Sums) sum += weight[r] * v;
-      if constexpr (Dots) rest[r] += with[c] * v;
+      rows[r] = padded[r];
+      widen<S, P>(row[r] + c, 1, n - c, padded[r]);
     }
-    if constexpr (Sums) to[c] = sum;
+    if constexpr (Dots) std::copy(with + c, with + n, factors);
+    if constexpr (Sums) std::copy(from + c, from + n, sums);
+    step(rows, factors, sums, sums, 0);
+    if constexpr (Sums) std::copy(sums, sums + (n - c), to + c);
   }
   if constexpr (Dots)
-    for (int r = 0; r < Count; ++r) dots[r] += fold<P>(dot[r]) + rest[r];
+    for (int r = 0; r < Count; ++r) dots[r] += fold<P>(dot[r]);
 }
 
 constexpr int k_rows_at_once = 4;
@@ -197,7 +201,7 @@ void store_columns(P const* tile, index_t tile_stride, index_t count, index_t n,
 
 template <class T>
 inline constexpr detail::list_sums_kernels<T> list_sums_table{
-    &gather_any<T, detail::wide<T>>,   &gather_any<detail::wide<T>, detail::wide<T>>,
-    &widen<T, detail::wide<T>>,        &pack_rows<T, detail::wide<T>>,
-    &store_row<detail::wide<T>, T>,    &store_columns<detail::wide<T>, T>,
+    &gather_any<T, detail::wide<T>>, &gather_any<detail::wide<T>, detail::wide<T>>,
+    &widen<T, detail::wide<T>>,      &pack_rows<T, detail::wide<T>>,
+    &store_row<detail::wide<T>, T>,  &store_columns<detail::wide<T>, T>,
 };

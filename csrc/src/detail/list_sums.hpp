@@ -52,14 +52,14 @@ struct list_sums_call {
   index_t const* index = nullptr;    // [pairs]
   P const* weight = nullptr;         // [pairs]; not read where there is no out
   index_t lists = 0;
-  strided_view<T const, 2> rows;      // [*, d]
-  P const* shift = nullptr;           // [d]
-  P const* init = nullptr;            // [d]
-  strided_view<T const, 2> with{};    // [lists, d], or ...
-  P const* with_one = nullptr;        // [d] for all lists
-  P* dots = nullptr;                  // [pairs], set before
-  T* out = nullptr;                   // [lists, d] in C order, or ...
-  bool columns = false;               // ... its transpose
+  strided_view<T const, 2> rows;    // [*, d]
+  P const* shift = nullptr;         // [d]
+  P const* init = nullptr;          // [d]
+  strided_view<T const, 2> with{};  // [lists, d], or ...
+  P const* with_one = nullptr;      // [d] for all lists
+  P* dots = nullptr;                // [pairs], set before
+  T* out = nullptr;                 // [lists, d] in C order, or ...
+  bool columns = false;             // ... its transpose
 };
 
 /// Lists are spread over the threads by their pairs, and the parts of giant lists are, too. All
@@ -113,8 +113,8 @@ class list_sums {
   }
 
  private:
-  static constexpr index_t k_part = 1024;                       // pairs
-  static constexpr index_t k_chunk = index_t{1} << 15;          // elements
+  static constexpr index_t k_part = 1024;               // pairs
+  static constexpr index_t k_chunk = index_t{1} << 15;  // elements
   static constexpr std::size_t k_streamed = std::size_t{8} << 20;
   static constexpr index_t k_cached = index_t{16} << 20;  // bytes of gathered rows
   static constexpr index_t k_narrowest = 128, k_widest = 1024;
@@ -137,9 +137,9 @@ class list_sums {
   void pack(strided_view<T const, 2> const& from, P const* shift, P* to) const {
     index_t const grain = std::max<index_t>(16, k_chunk / n_ / 16 * 16);
     parallel_for(ctx_, from.shape[0], grain, [&](index_t begin, index_t end) {
-      kernels_.pack(from.data + begin * from.strides[0] + first_ * from.strides[1],
-                    from.strides[0], from.strides[1], end - begin, n_,
-                    shift ? shift + first_ : nullptr, to + begin * n_);
+      kernels_.pack(from.data + begin * from.strides[0] + first_ * from.strides[1], from.strides[0],
+                    from.strides[1], end - begin, n_, shift ? shift + first_ : nullptr,
+                    to + begin * n_);
     });
   }
 
@@ -199,7 +199,8 @@ class list_sums {
              call_.out ? parts.data() + from / k_part * n_ : nullptr);
     });
     if (call_.out == nullptr) return;
-    for (index_t p = k_part; p < count; p += k_part) add(parts.data() + p / k_part * n_, parts.data());
+    for (index_t p = k_part; p < count; p += k_part)
+      add(parts.data() + p / k_part * n_, parts.data());
     if (call_.columns)
       kernels_.store_columns(parts.data(), n_, 1, n_, call_.out + first_ * call_.lists + j,
                              call_.lists, false);

@@ -12,7 +12,7 @@ import numpy as np
 
 from subspan import _arrays, _checks, _core
 from subspan._ops._batch import reshaped
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["EncodeGradients", "encode_gradients", "sparse_decode"]
 
@@ -95,6 +95,11 @@ def sparse_decode(
 def _check(function: str, present: dict[str, Any]) -> None:
     """Libraries, devices, dtypes; and the shapes that do not depend on what is stored."""
     _arrays.require_same(function, **present)
+    if (where := _arrays.device_of(present["values"])) != "cpu":
+        raise UnsupportedError(
+            f"[{function}] values must be on the CPU, as there is no CUDA kernel yet, got {where}. "
+            "Copy the arguments to the host first"
+        )
     values, w_dec, b_dec = present["values"], present["w_dec"], present.get("b_dec")
     wanted = _arrays.dtype_name(values)
     if wanted not in _FLOATS:
@@ -147,11 +152,9 @@ def _code(function: str, values: Any, indices: Any, offsets: Any) -> tuple[_Code
         lead = (int(offsets.shape[0]) - 1,)
         offsets = _arrays.exportable(function, "offsets", offsets)
     pairs = (prod(int(extent) for extent in values.shape),)
-    flat = [
-        reshaped(_arrays.exportable(function, name, x), pairs)
-        for name, x in (("values", values), ("indices", indices))
-    ]
-    return _Code(*flat, offsets, prod(lead)), lead
+    values = reshaped(_arrays.exportable(function, "values", values), pairs)
+    indices = reshaped(_arrays.exportable(function, "indices", indices), pairs)
+    return _Code(values, indices, offsets, prod(lead)), lead
 
 
 def _decode(values: Any, indices: Any, w_dec: Any, b_dec: Any, offsets: Any) -> Any:
