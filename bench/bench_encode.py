@@ -74,8 +74,9 @@ def judge_rows(b: Input, result: Any) -> dict[str, float]:
         return {}
     values, indices = (np.asarray(part)[:JUDGED] for part in result)
     z = b.z(len(values))
-    wanted = np.maximum(-np.sort(-np.partition(z, -b.k)[:, -b.k :]), 0)
-    found = np.maximum(np.take_along_axis(z, indices, axis=1), 0)
+    wanted = np.sort(np.maximum(np.partition(z, -b.k)[:, -b.k :], 0))
+    found = np.sort(np.maximum(np.take_along_axis(z, indices, axis=1), 0))
+    values = np.sort(values)
     scale = np.abs(z).max()
     return {
         "values": float(np.abs(values - wanted).max() / scale),
@@ -102,7 +103,7 @@ if available("torch"):
         return values.relu(), indices
 
     ENCODERS |= {"torch product": torch_product, "torch product, topk": torch_topk}
-if available("sparsify"):
+if available("sparsify") and available("sparsify.fused_encoder"):
     from sparsify.fused_encoder import fused_encoder
 
     def by_sparsify(b: Input) -> Any:

@@ -156,7 +156,7 @@ def batch_topk_encode(
 
     Notes
     -----
-    As `topk_encode`; candidates take 24 bytes for each entry kept and each thread.
+    As `topk_encode`; candidates take 40 bytes for each entry kept and each thread.
 
     What a row keeps depends on the other rows. For inference take a threshold, the mean of the
     smallest value that batches keep, and `threshold_encode`.
@@ -226,8 +226,7 @@ def threshold_encode(
 
     Notes
     -----
-    As `topk_encode`; candidates take 12 bytes (16 for float64) for each entry kept, and as much
-    again while they are put in order.
+    As `topk_encode`; candidates take 20 to 32 bytes (32 to 48 for float64) for each entry kept.
 
     JumpReLU: Rajamanoharan et al. 2024, `arXiv:2407.14435 <https://arxiv.org/abs/2407.14435>`_.
 
