@@ -1,10 +1,10 @@
 #pragma once
 
-#include <functional>
 #include <optional>
 
 #include "subspan/abi.hpp"
 #include "subspan/context.hpp"
+#include "subspan/ragged.hpp"
 #include "subspan/view.hpp"
 
 namespace subspan {
@@ -27,16 +27,6 @@ struct encoder {
   std::optional<strided_view<T const, 1>> b_enc;  ///< [n]
   std::optional<strided_view<T const, 1>> b_pre;  ///< [d]
 };
-
-/// Codes of a varying number per row; row t has those from offsets[t] to offsets[t + 1].
-template <class T>
-struct ragged {
-  strided_view<T, 1> values;
-  strided_view<index_t, 1> indices;
-};
-/// Makes contiguous room for the codes once their number is known; called once, by the caller's thread.
-template <class T>
-using ragged_allocator = std::function<ragged<T>(index_t count)>;
 
 /// The k largest entries of every row of z.
 ///

@@ -1,0 +1,173 @@
+#pragma once
+
+#include <numeric>
+
+#include "detail/neighbor_job.hpp"
+
+/// The search for the k nearest: candidates by the tile engine, distances in double, and a proof for
+/// every row that no other row of y can be among its k nearest.
+
+namespace subspan::detail {
+
+/// Where results go.
+struct knn_output {
+  strided_view<double, 2> distances;
+  strided_view<index_t, 2> indices;
+
+  /// The first k of `found`, which is in order.
+  void deliver(metric how, index_t row, std::vector<ranked> const& found) const {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    for (index_t j = 0; j < indices.shape[1]; ++j) {
+      bool const there = j < static_cast<index_t>(found.size());
+      double const distance = there ? found[static_cast<std::size_t>(j)].distance : 0;
+      indices(row, j) = there ? found[static_cast<std::size_t>(j)].id : -1;
+      distances(row, j) = as_asked(how, there ? distance : infinity);
+    }
+  }
+};
+
+/// One run of the engine over some rows of x.
+template <class T, class P>
+class knn_search : public neighbor_job<T, P> {
+ public:
+  using selector = row_selector<P>;
+  using entry_type = typename selector::entry_type;
+  using order = score_order<P>;
+
+  knn_search(knn_data<T> const& data, knn_kernels<T, P> const& kernels, pair_kernels const* pairs,
+             std::vector<index_t> row_ids, index_t pad, bool only_differences, knn_output out)
+      : neighbor_job<T, P>(data, kernels, pairs, std::move(row_ids)),
+        only_(only_differences),
+        out_(out),
+        k_(out.indices.shape[1]),
+        candidates_(std::clamp<index_t>(k_ + pad + (data.params.exclude_self ? 1 : 0), 1,
+                                        std::max<index_t>(data.columns(), 1))),
+        failed_(this->row_ids_.size(), 0) {}
+
+  index_t strip() const {
+    return k_state_bytes / (selector::room(candidates_) * static_cast<index_t>(sizeof(entry_type)));
+  }
+  void begin(index_t first, index_t last, index_t parts) {
+    this->begin_strip(first, last, parts);
+    index_t const states = parts * this->states_;
+    buffers_.emplace(this->ctx_, states * selector::room(candidates_));
+    best_.clear();
+    for (index_t i = 0; i < states; ++i)
+      best_.emplace_back(candidates_, buffers_->data() + i * selector::room(candidates_));
+    used_.assign(static_cast<std::size_t>(parts * this->panels_), 0);
+  }
+  void multiply(tile_block<P> const& block, index_t part) {
+    auto const select = this->selecting();
+    select(block, this->describe_strip(part), best_.data() + part * this->states_,
+           used_.data() + part * this->panels_, only_);
+  }
+  void end(index_t first, index_t last, index_t parts) {
+    double const reach = this->column_reach();
+    parallel_for(this->ctx_, last - first, 16, [&](index_t begin, index_t end) {
+      workspace<entry_type> joined(this->ctx_, parts * candidates_);
+      workspace<double> wide(this->ctx_, this->data_.padded_depth());
+      std::vector<ranked> found;
+      for (index_t i = begin; i < end; ++i) {
+        index_t count = 0;
+        for (index_t part = 0; part < parts; ++part) {
+          auto& row = best_[static_cast<std::size_t>(part * this->states_ + i)];
+          index_t const kept = row.keep_best();
+          std::copy_n(row.entries(), kept, joined.data() + count);
+          count += kept;
+        }
+        finish(i, parts, joined.data(), count, reach, wide.data(), found);
+      }
+    });
+    this->end_strip();
+  }
+
+  /// Rows of x for which nothing was proved; some of what was delivered for them may be wrong.
+  std::vector<index_t> unproved() const {
+    std::vector<index_t> out;
+    for (std::size_t i = 0; i < failed_.size(); ++i)
+      if (failed_[i]) out.push_back(this->row_ids_[i]);
+    return out;
+  }
+
+ private:
+  static constexpr index_t k_state_bytes = index_t{64} << 20;
+
+  void finish(index_t i, index_t parts, entry_type* entries, index_t count, double reach,
+              double* wide, std::vector<ranked>& found) {
+    index_t const row = this->row_id(i);
+    if (count > candidates_) {
+      std::nth_element(entries, entries + (candidates_ - 1), entries + count, std::greater<>());
+      count = candidates_;
+    }
+    this->data_.exact.widen(knn_data<T>::row_of(this->data_.x, row), this->data_.x.strides[1],
+                            this->dimensions(), wide);
+    found.clear();
+    auto const consider = [&](index_t id) {
+      if (!this->data_.allows(row, id)) return;
+      double const distance = this->data_.distance(wide, row, id);
+      if (std::isfinite(distance)) found.push_back({distance, id});
+    };
+    double last = std::numeric_limits<double>::infinity();
+    for (index_t c = 0; c < count; ++c) {
+      last = std::min(last, static_cast<double>(order::score(key_of(entries[c]))));
+      consider(this->data_.id(index_of(entries[c])));
+    }
+    bool const zero_query = this->is_zero_query(row);
+    if (this->has_neighbors(i))
+      for (index_t const id : this->data_.zeros) consider(id);
+    std::sort(found.begin(), found.end());
+    out_.deliver(this->data_.params.metric, row, found);
+
+    bool const complete = count < candidates_ || candidates_ == this->columns();
+    if (this->data_.params.precision == knn_precision::fast && !zero_query) return;
+    double used = 0;
+    for (index_t part = 0; part < parts; ++part)
+      used = std::max(
+          used, static_cast<double>(
+                    used_[static_cast<std::size_t>(part * this->panels_ + i / this->size().rows)]));
+    used += this->pair_error(i, reach);
+    if (zero_query || !(complete || proved(i, found, last, used, reach, wide)))
+      failed_[static_cast<std::size_t>(this->first_ + i)] = 1;
+  }
+
+  /// Whether nothing that was left out can be among the first k: scores of what was left out are at
+  /// most `last`, as computed.
+  bool proved(index_t i, std::vector<ranked> const& found, double last, double used, double reach,
+              double const* wide) const {
+    if (this->data_.exact_scores) return true;  // and equal scores were selected by index
+    auto const k = static_cast<std::size_t>(k_);
+    if (found.size() < k) return false;
+    auto const d = static_cast<double>(this->dimensions());
+    double const farthest = found[k - 1].distance;
+    double const norm = this->row_norm_[static_cast<std::size_t>(i)];
+    if (this->data_.by_product()) {
+      double const error = 1.25 * this->k_unit * (d + 8) * norm * reach + used + d * this->k_tiny +
+                           4 * (d + 16) * this->k_exact_unit * norm * (reach + this->shift_norm());
+      return -farthest - this->taken_by_shift(wide) > last + error;
+    }
+    // As squared distances: of what was left out, by products and by differences.
+    double const limit = -2 * last;
+    double const products =
+        used > 0 ? limit - 2 * used - d * this->k_tiny : std::numeric_limits<double>::infinity();
+    double const rounded = 1.25 * this->k_unit * (norm + reach);  // of the packed elements
+    double const root =
+        std::sqrt(std::max(limit * (1 - 1.25 * this->k_unit * (d + 4)) - d * this->k_tiny, 0.0));
+    double const differences = std::max(root - rounded, 0.0);
+    double const beyond = std::min(products, differences * differences);
+    double const nearest = this->data_.cosine() ? 2 * farthest : farthest;
+    double const defined = 4 * (d + 16) * this->k_exact_unit * (this->data_.cosine() ? 2 : nearest);
+    if (nearest + defined < beyond) return true;
+    // Rows that are equal have differences of zero, and were selected by index.
+    return used == 0 && limit == 0 && farthest == 0;
+  }
+
+  bool only_;
+  knn_output out_;
+  index_t k_, candidates_;
+  std::optional<workspace<entry_type>> buffers_;
+  std::vector<selector> best_;
+  std::vector<P> used_;  // greatest error of a score by products, per part and panel of rows
+  std::vector<char> failed_;
+};
+
+}  // namespace subspan::detail
