@@ -152,7 +152,7 @@ void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias,
 template <class T, class P>
 inline constexpr detail::encode_kernels<T, P> encode_table{
     {tile_shape<P>::rows, tile_shape<P>::width},
-    &pack_panel<T, P>,
+    &pack_panels<T, P>,
     &select_block<P>,
     &select_of_batch<P>,
     &hits_above<P>};
@@ -200,7 +200,7 @@ class encoding {
   void pack_rows(index_t first, index_t count, P* out) const {
     kernels_.pack(x_, {shift_.data()}, first, count, size().rows, out);
   }
-  void pack_columns(index_t first, index_t count, P* out) const {
+  void pack_column_panels(index_t first, index_t count, P* out) const {
     kernels_.pack(w_, {}, first, count, size().width, out);
   }
 
