@@ -10,7 +10,7 @@ import subspan
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
-STEMS = ("svd", "eigh", "qr", "pca", "topk")
+STEMS = ("svd", "eigh", "qr", "pca", "topk", "encode")
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
     *("_affine", "_arrays", "_checks", "_config", "_estimator", "_files", "_moments_estimator"),
@@ -143,6 +143,8 @@ def test_an_import_is_light(run_python):
 def test_the_public_names_are_these():
     assert set(subspan.__all__) == {
         *("PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "SVDInfo", "TopK"),
+        *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
+        "sparse_decode",
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),

@@ -339,7 +339,7 @@ double exact_product(double const* x, T const* y, index_t stride, index_t depth)
 
 template <class T, class P>
 inline constexpr detail::knn_kernels<T, P> knn_table{{tile_shape<P>::rows, tile_shape<P>::width},
-                                                     &pack_panel<T, P>,
+                                                     &pack_panels<T, P>,
                                                      &panel_squares<P>,
                                                      &select_neighbors<P, by_products<P>>,
                                                      &select_of_both<P, by_products<P>>,

@@ -5,7 +5,7 @@
 template <class P>
 void interleave(P const* lines, index_t line, index_t n, index_t width, P* out) {
   typedef P four __attribute__((vector_size(4 * sizeof(P)), aligned(sizeof(P))));
-  auto const at = [&](int i, index_t c) {
+  auto const at = [&](int i, index_t c) -> four const& {
     return *reinterpret_cast<four const*>(lines + i * line + c);
   };
   for (index_t c = 0; c < n; c += 4, out += 4 * width) {
@@ -41,20 +41,10 @@ void prepare_line(T const* vector, index_t stride, index_t r, index_t n, P const
   }
 }
 
-/// One panel: `count` <= width vectors from `first` on, the rest zeros.
+/// One panel: `count` <= width vectors from `first` on, each read along itself, the rest zeros.
 template <class T, class P>
-void pack_panel(detail::vector_set<T> const& from, detail::packing<P> const& how, index_t first,
+void pack_lines(detail::vector_set<T> const& from, detail::packing<P> const& how, index_t first,
                 index_t count, index_t width, P* out) {
-  if (from.step == 1 && from.ids == nullptr && how.scale == nullptr) {
-    for (index_t r = 0; r < from.depth; ++r, out += width) {
-      T const* const in = from.data + first + r * from.stride;
-      P const shift = how.shift != nullptr ? how.shift[r] : P{0};
-#pragma omp simd
-      for (index_t i = 0; i < count; ++i) out[i] = static_cast<P>(widen_one(in[i])) - shift;
-      std::fill(out + count, out + width, P{0});
-    }
-    return;
-  }
   constexpr index_t chunk = 256;
   alignas(64) P lines[4 * chunk];
   static_assert(tile_shape<P>::rows % 4 == 0 && tile_shape<P>::width % 4 == 0);
@@ -70,6 +60,43 @@ void pack_panel(detail::vector_set<T> const& from, detail::packing<P> const& how
       for (index_t c = whole; c < n; ++c)
         for (index_t j = 0; j < 4; ++j) to[c * width + j] = lines[j * chunk + c];
     }
+}
+
+/// n elements of a row of vectors that lie side by side, and zeros up to the width.
+template <class T, class P>
+[[gnu::always_inline]] inline void copy_row(T const* in, P shift, index_t n, index_t width,
+                                            P* out) {
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) out[i] = static_cast<P>(widen_one(in[i])) - shift;
+  std::fill(out + n, out + width, P{0});
+}
+
+/// `count` vectors from `first` on, panel after panel, the last one filled with zeros. Vectors that
+/// lie side by side are read row by row through all panels: a row is as far from the next as
+/// memory allows, so the longer it is, the better.
+template <class T, class P>
+void pack_panels(detail::vector_set<T> const& from, detail::packing<P> const& how, index_t first,
+                 index_t count, index_t width, P* out) {
+  index_t const panel = width * from.depth;
+  if (from.step != 1 || from.ids != nullptr || how.scale != nullptr) {
+    for (index_t i = 0; i < count; i += width, out += panel)
+      pack_lines<T, P>(from, how, first + i, std::min(width, count - i), width, out);
+    return;
+  }
+  constexpr index_t ahead = 4, line = 64 / static_cast<index_t>(sizeof(T));
+  for (index_t r = 0; r < from.depth; ++r, out += width) {
+    T const* const in = from.data + first + r * from.stride;
+    if (r + ahead < from.depth)
+      for (index_t i = 0; i < count; i += line) __builtin_prefetch(in + ahead * from.stride + i);
+    P const shift = how.shift != nullptr ? how.shift[r] : P{0};
+    P* to = out;
+    index_t i = 0;
+    if (width == tile_shape<P>::width)  // a constant, so there are no loops
+      for (; i + width <= count; i += width, to += panel)
+        copy_row<T, P>(in + i, shift, tile_shape<P>::width, tile_shape<P>::width, to);
+    for (; i < count; i += width, to += panel)
+      copy_row<T, P>(in + i, shift, std::min(width, count - i), width, to);
+  }
 }
 
 /// As `accumulate`, of (a - b)^2.
