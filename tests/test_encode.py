@@ -417,6 +417,61 @@ def test_lower_levels_are_right(level, run_python):
     run_python(EXACT.format(folder=str(Path(__file__).parent)), SUBSPAN_CPU_LEVEL=level)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "relu_first", "identity"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_certified_code_is_the_code(dtype, activation, order, rng):
+    x = rng.standard_normal((300, 97)).astype(dtype)
+    w = np.asarray(rng.standard_normal((97, 4100)).astype(dtype), order=order)
+    b, b_pre = rng.standard_normal(4100).astype(dtype), rng.standard_normal(97).astype(dtype)
+    arguments = {"k": 8, "b_pre": b_pre, "activation": activation}
+    exact = subspan.topk_encode(x, w, b, **arguments)
+    certified = subspan.topk_encode(x, w, b, **arguments, precision="certified")
+    np.testing.assert_array_equal(certified.values, exact.values)
+    np.testing.assert_array_equal(certified.indices, exact.indices)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["ties", "nan row", "inf row", "nan latent", "inf latent", "huge", "tiny", "zeros", "far"],
+)
+def test_what_low_precision_cannot_tell_apart_is_computed_again(case, rng):
+    """Rows that the first pass leaves in doubt, and numbers that bfloat16 has no room for."""
+    x = rng.standard_normal((200, 130)).astype("float32")
+    w = rng.standard_normal((130, 3000)).astype("float32")
+    if case == "ties":
+        w[:, 1:] = w[:, :1] * (1 + 1e-6 * rng.standard_normal((1, 2999)).astype("float32"))
+    elif case == "nan row":
+        x[7, 3] = np.nan
+    elif case == "inf row":
+        x[7, 3] = np.inf
+    elif case == "nan latent":
+        w[5, 11] = np.nan
+    elif case == "inf latent":
+        w[5, 11] = np.inf
+    elif case == "huge":
+        x *= 3e18
+        w *= 1e18
+        w[:, 17] = 3e38
+    elif case == "tiny":
+        x *= 1e-20
+        w *= 1e-20
+    elif case == "zeros":
+        x[:100] = 0
+    else:
+        x += 1000
+    with np.errstate(all="ignore"):
+        exact = subspan.topk_encode(x, w, k=5)
+        certified = subspan.topk_encode(x, w, k=5, precision="certified")
+    np.testing.assert_array_equal(certified.values, exact.values)
+    np.testing.assert_array_equal(certified.indices, exact.indices)
+
+
+def test_a_precision_that_there_is_not():
+    with pytest.raises(subspan.errors.InvalidArgumentError, match="precision must be one of"):
+        subspan.topk_encode(np.ones((1, 2)), np.ones((2, 3)), k=1, precision="fast")
+
+
 MEMORY = """
 import resource
 import numpy as np, subspan
@@ -887,6 +942,7 @@ def core_topk(**change):
         "values": np.zeros((2, 2)),
         "indices": np.zeros((2, 2), np.int64),
         "activation": "relu",
+        "certified": False,
     }
     _core.topk_encode(**(given | change))
 

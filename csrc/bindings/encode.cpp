@@ -73,7 +73,7 @@ void bind_encode(py::module_& m) {
   m.def(
       "topk_encode",
       [](py::object x, py::object w_enc, py::object b_enc, py::object b_pre, py::object values,
-         py::object indices, std::string const& activation, std::uintptr_t stream) {
+         py::object indices, std::string const& activation, bool certified, std::uintptr_t stream) {
         constexpr char const* function = "topk_encode";
         auto const rectifier = activation_of(activation, function);
         array_ref const rows = read_array(x, function, "x", stream);
@@ -84,13 +84,14 @@ void bind_encode(py::module_& m) {
           encoder_arguments<T> const how(w_enc, b_enc, b_pre, function, stream);
           argument<T, 2> const best(values, function, "values", stream);
           without_gil(function, [&] {
-            subspan::topk_encode<T>(make_context(stream), in, how.view(), best.view(),
-                                    positions.view(), rectifier);
+            subspan::topk_encode<T>(
+                make_context(stream), in, how.view(), best.view(), positions.view(), rectifier,
+                certified ? encode_precision::certified : encode_precision::exact);
           });
         });
       },
       py::arg("x"), py::arg("w_enc"), py::arg("b_enc"), py::arg("b_pre"), py::arg("values"),
-      py::arg("indices"), py::arg("activation"), py::arg("stream") = 0,
+      py::arg("indices"), py::arg("activation"), py::arg("certified"), py::arg("stream") = 0,
       "The k largest of each row of (x - b_pre) w_enc + b_enc into caller-owned outputs [B, k].");
   m.def(
       "batch_topk_encode",

@@ -93,7 +93,7 @@ def topk(x: typing.Any, values: typing.Any, indices: typing.Any, largest: bool, 
     """
     The k best of each row of x [outer, inner, n] into caller-owned outputs.
     """
-def topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, values: typing.Any, indices: typing.Any, activation: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+def topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, values: typing.Any, indices: typing.Any, activation: str, certified: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The k largest of each row of (x - b_pre) w_enc + b_enc into caller-owned outputs [B, k].
     """

@@ -17,6 +17,13 @@ enum class activation {
   identity,    ///< nowhere
 };
 
+/// How topk_encode finds its entries; the result is the same to the bit.
+enum class encode_precision {
+  exact,      ///< by the products
+  certified,  ///< by a first pass with bfloat16 products where the CPU has them and it pays; what its
+              ///< rounding leaves in doubt is computed again
+};
+
 /// z = (x - b_pre) w_enc + b_enc: what all encoders select from. z is never stored.
 ///
 /// T: half, bfloat16, float, double; any strides. Sums in float, of double in double, over d in
@@ -38,11 +45,13 @@ struct encoder {
 /// fewer than k numbers, NaN follow in the order of their indices.
 ///
 /// 1 <= k <= n. CPU. O(B d n) flops. Scratch: 16 MiB of packed w_enc, the packed rows of a strip, and
-/// up to 64 MiB of candidates (3 k of 8 bytes per row, of double 16, at least 192).
+/// up to 64 MiB of candidates (3 k of 8 bytes per row, of double 16, at least 192). certified: twice as
+/// many, and a copy of w_enc unless its columns are contiguous.
 template <class T>
 void topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> const& how,
                  strided_view<T, 2> values, strided_view<index_t, 2> indices,
-                 activation rectifier = activation::relu);
+                 activation rectifier = activation::relu,
+                 encode_precision how_exact = encode_precision::exact);
 
 /// The `count` largest entries of all of z (BatchTopK, Bussmann et al. 2024), as rows in ascending
 /// order of the index.

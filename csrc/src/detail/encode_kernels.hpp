@@ -71,9 +71,14 @@ class batch_selector {
   std::atomic<P>& least_;
 };
 
+template <class T>
+using product_type = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 template <class T, class P>
 struct encode_kernels {
   tile_size size;
+  T (*narrow)(P z);
+  P (*widen)(T x);
   void (*pack)(vector_set<T> const& from, packing<P> const& how, index_t first, index_t count,
                index_t width, P* out);
   // bias: of all columns, NaN for padding. rows: those of the strip that are no padding.
@@ -82,6 +87,18 @@ struct encode_kernels {
                           P const* bias, batch_selector<P>& best);
   void (*above)(tile_block<P> const& block, index_t rows, P const* bias, P const* threshold,
                 std::vector<code_hit<P>>& hits);
+};
+
+/// The first pass in low precision, where the CPU can; see tile_pairs.inl.hpp.
+template <class T>
+struct encode_pair_kernels {
+  void (*squares)(float const* panel, index_t depth, index_t width, double* out);
+  void (*pack)(float const* panel, index_t depth, index_t width, float* out, double* residuals);
+  void (*select)(tile_block<float> const& block, row_selector<float>* best, float const* bias,
+                 bool rectified);
+  /// <x - shift, vector> of a few vectors, as the tiles of full precision make them, to the bit.
+  void (*scores)(context const& ctx, T const* x, index_t stride, float const* shift,
+                 vector_set<T> const& vectors, float* out);
 };
 
 }  // namespace subspan::detail

@@ -45,15 +45,15 @@ struct select_largest {
   }
 };
 
-template <class P>
+template <class P, class Form>
 void select_block(detail::tile_block<P> const& block, detail::row_selector<P>* best, P const* bias,
                   bool rectified) {
   if (rectified) {
     select_largest<P, true> epilogue{best, bias};
-    multiply_tiles<P>(block, epilogue);
+    multiply_tiles<P, Form>(block, epilogue);
   } else {
     select_largest<P, false> epilogue{best, bias};
-    multiply_tiles<P>(block, epilogue);
+    multiply_tiles<P, Form>(block, epilogue);
   }
 }
 
@@ -124,7 +124,9 @@ void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias,
 template <class T, class P>
 inline constexpr detail::encode_kernels<T, P> encode_table{
     {tile_shape<P>::rows, tile_shape<P>::width},
+    [](P z) { return narrow_one<T>(z); },
+    [](T x) { return static_cast<P>(widen_one(x)); },
     &pack_panels<T, P>,
-    &select_block<P>,
+    &select_block<P, by_products<P>>,
     &select_of_batch<P>,
     &hits_above<P>};

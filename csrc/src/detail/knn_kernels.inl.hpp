@@ -274,15 +274,6 @@ void find_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip<P
   multiply_tiles<P>(block, epilogue);
 }
 
-template <class P>
-void panel_squares(P const* panel, index_t depth, index_t width, double* out) {
-  std::fill_n(out, width, 0.0);
-  for (index_t r = 0; r < depth; ++r, panel += width)
-#pragma omp simd
-    for (index_t c = 0; c < width; ++c)
-      out[c] += static_cast<double>(panel[c]) * static_cast<double>(panel[c]);
-}
-
 // ---- distances in double -----------------------------------------------------------------------
 //
 // Sixteen sums side by side, whatever the level: the order of the additions is part of the

@@ -99,6 +99,16 @@ void pack_panels(detail::vector_set<T> const& from, detail::packing<P> const& ho
   }
 }
 
+/// |v|^2 of the vectors of a panel, in double.
+template <class P>
+void panel_squares(P const* panel, index_t depth, index_t width, double* out) {
+  std::fill_n(out, width, 0.0);
+  for (index_t r = 0; r < depth; ++r, panel += width)
+#pragma omp simd
+    for (index_t c = 0; c < width; ++c)
+      out[c] += static_cast<double>(panel[c]) * static_cast<double>(panel[c]);
+}
+
 /// As `accumulate`, of (a - b)^2.
 template <int Step, class P>
 [[gnu::always_inline]] inline void accumulate_differences(index_t depth, P const* a, P const* b,
