@@ -10,6 +10,7 @@ from subspan._ops.native import __version__
 # isort: split
 from subspan._config import cpu_level, get_num_threads, set_num_threads, show_config
 from subspan._ops.eigh import Eigh, EighInfo, eigh, eigvalsh
+from subspan._ops.knn import KNN, Radius, knn, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
@@ -17,12 +18,14 @@ from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
 from subspan._ops.topk import TopK, topk
 
 __all__ = [
+    "KNN",
     "PCA",
     "QR",
     "SVD",
     "Eigh",
     "EighInfo",
     "Moments",
+    "Radius",
     "SVDInfo",
     "TopK",
     "__version__",
@@ -31,7 +34,9 @@ __all__ = [
     "eigvalsh",
     "errors",
     "get_num_threads",
+    "knn",
     "qr",
+    "radius_neighbors",
     "set_num_threads",
     "show_config",
     "spectrum",
