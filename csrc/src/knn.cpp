@@ -6,9 +6,11 @@
 
 #include <bit>
 #include <cmath>
+#include <numeric>
 
 #include "detail/knn_search.hpp"
 #include "detail/product_tile.hpp"
+#include "detail/radius_search.hpp"
 #include "detail/route.hpp"
 
 #define SUBSPAN_FILE "knn.cpp"
@@ -37,13 +39,14 @@ template <class T>
 void scan(detail::knn_data<T> const& data, std::vector<index_t> const& rows,
           detail::knn_output out) {
   using detail::row_selector;
+  index_t const k = out.indices.shape[1];
   detail::parallel_for(data.ctx, static_cast<index_t>(rows.size()), 1, [&](index_t at, index_t) {
     index_t const row = rows[static_cast<std::size_t>(at)];
     detail::workspace<double> wide(data.ctx, data.padded_depth());
     data.exact.widen(data.row_of(data.x, row), data.x.strides[1], data.depth(), wide.data());
     detail::workspace<row_selector<double>::entry_type> buffer(data.ctx,
-                                                               row_selector<double>::room(data.k));
-    row_selector<double> best(data.k, buffer.data());
+                                                               row_selector<double>::room(k));
+    row_selector<double> best(k, buffer.data());
     bool const has_neighbors = std::all_of(wide.data(), wide.data() + data.depth(),
                                            [](double v) { return std::isfinite(v); });
     for (index_t c = 0; c < data.columns() && has_neighbors; ++c) {
@@ -69,8 +72,49 @@ bool search(detail::knn_data<T> const& data, std::vector<index_t>& rows, index_t
   detail::knn_search<T, P> job(data, SUBSPAN_PICK(knn_table<T, P>), rows, pad, only_differences,
                                out);
   detail::run_tiles<P>(data.ctx, job);
-  stats.difference_tiles += job.difference_tiles;
+  stats.difference_tiles += job.difference_tiles();
   rows = job.unproved();
+  return !job.overflowed();
+}
+
+template <class T>
+void check_sets(char const* function, strided_view<T const, 2> x, strided_view<T const, 2> y,
+                std::optional<strided_view<std::uint8_t const, 2>> const& mask, knn_params params) {
+  index_t const q = x.shape[0], d = x.shape[1], n = y.shape[0];
+  detail::require_cpu(function, x.device);
+  detail::expects(y.shape[1] == d, function, "y must have d = ", d, " columns like x, got ",
+                  y.shape[1]);
+  detail::expects(n < index_t{1} << 32, function, "y must have fewer than 2^32 rows, got ", n);
+  detail::expects(!mask || ((mask->shape[0] == q || mask->shape[0] == 1) && mask->shape[1] == n),
+                  function, "mask must have shape (", q, ", ", n, ") or (1, ", n, "), got (",
+                  mask ? mask->shape[0] : 0, ", ", mask ? mask->shape[1] : 0, ")");
+  detail::expects(!params.exclude_self || q == n, function,
+                  "exclude_self must be false unless x and y have the same rows, got ", q, " and ",
+                  n);
+}
+
+std::vector<index_t> first_integers(index_t count) {
+  std::vector<index_t> all(static_cast<std::size_t>(count));
+  std::iota(all.begin(), all.end(), index_t{0});
+  return all;
+}
+
+/// Sums of so many products of 8-bit integers are exact in float.
+constexpr index_t k_exact_depth = 257;
+
+template <class T>
+bool needs_double(index_t d) {
+  return std::is_same_v<T, double> || (std::is_integral_v<T> && d > k_exact_depth);
+}
+
+template <class T, class P>
+bool search_within(detail::knn_data<T> const& data, double radius,
+                   std::vector<std::vector<detail::ranked>>& found, knn_stats& stats) {
+  detail::radius_search<T, P> job(data, SUBSPAN_PICK(knn_table<T, P>), first_integers(data.rows()),
+                                  radius);
+  detail::run_tiles<P>(data.ctx, job);
+  stats.difference_tiles += job.difference_tiles();
+  found = job.found();
   return !job.overflowed();
 }
 
@@ -84,18 +128,8 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
               strided_view<double, 2> distances, strided_view<index_t, 2> indices,
               knn_params params) {
   constexpr char const* function = "knn";
-  auto const [q, d] = x.shape;
-  index_t const n = y.shape[0], k = indices.shape[1];
-  detail::require_cpu(function, x.device);
-  detail::expects(y.shape[1] == d, function, "y must have d = ", d, " columns like x, got ",
-                  y.shape[1]);
-  detail::expects(n < index_t{1} << 32, function, "y must have fewer than 2^32 rows, got ", n);
-  detail::expects(!mask || ((mask->shape[0] == q || mask->shape[0] == 1) && mask->shape[1] == n),
-                  function, "mask must have shape (", q, ", ", n, ") or (1, ", n, "), got (",
-                  mask ? mask->shape[0] : 0, ", ", mask ? mask->shape[1] : 0, ")");
-  detail::expects(!params.exclude_self || q == n, function,
-                  "exclude_self must be false unless x and y have the same rows, got ", q, " and ",
-                  n);
+  check_sets(function, x, y, mask, params);
+  index_t const q = x.shape[0], d = x.shape[1], k = indices.shape[1];
   auto const check = [&](char const* name, auto const& out) {
     detail::expects(
         out.shape == std::array<index_t, 2>{q, k} && out.is_row_major() && out.device == x.device,
@@ -111,18 +145,12 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
   detail::knn_data<T> const data(ctx, SUBSPAN_PICK(exact_table<T>), x, y, mask, k, params);
   detail::knn_output const out{distances, indices};
   index_t const pad = std::max<index_t>(8, k / 4);
-  std::vector<index_t> const all = [&] {
-    std::vector<index_t> rows(static_cast<std::size_t>(q));
-    std::iota(rows.begin(), rows.end(), index_t{0});
-    return rows;
-  }();
-  std::vector<index_t> rows = all;
+  std::vector<index_t> rows = first_integers(q);
 
   // The first pass; then by what does not cancel; then by the definition.
-  bool const wide = std::is_same_v<T, double> || (std::is_integral_v<T> && d > 257);
   bool done = false;
   if constexpr (!std::is_same_v<T, double>)
-    if (!wide) {
+    if (!needs_double<T>(d)) {
       done = search<T, float>(data, rows, pad, false, out, stats);
       if (done && !rows.empty() && !data.by_product()) {
         stats.repeated_rows += static_cast<index_t>(rows.size());
@@ -130,7 +158,7 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
       }
     }
   if (!done) {
-    rows = all;
+    rows = first_integers(q);
     search<T, double>(data, rows, pad, false, out, stats);
   } else if (!rows.empty() && data.by_product()) {
     stats.repeated_rows += static_cast<index_t>(rows.size());
@@ -141,10 +169,52 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
   return stats;
 }
 
+template <class T>
+knn_stats radius_neighbors(context const& ctx, strided_view<T const, 2> x,
+                           strided_view<T const, 2> y,
+                           std::optional<strided_view<std::uint8_t const, 2>> mask, double radius,
+                           strided_view<index_t, 1> offsets,
+                           ragged_allocator<double> const& allocate, knn_params params) {
+  constexpr char const* function = "radius_neighbors";
+  check_sets(function, x, y, mask, params);
+  index_t const q = x.shape[0];
+  detail::expects(params.metric == metric::inner_product ? !std::isnan(radius) : radius >= 0,
+                  function, "radius must be a number >= 0, got ", radius);
+  detail::expects(offsets.shape[0] == q + 1 && offsets.is_row_major() && offsets.device == x.device,
+                  function, "offsets must be C-ordered, on the device of x, and of shape (", q + 1,
+                  ",)");
+  knn_stats stats;
+  std::vector<std::vector<detail::ranked>> found(static_cast<std::size_t>(q));
+  detail::knn_data<T> const data(ctx, SUBSPAN_PICK(exact_table<T>), x, y, mask, y.shape[0], params);
+  bool done = false;
+  if constexpr (!std::is_same_v<T, double>)
+    if (!needs_double<T>(x.shape[1])) done = search_within<T, float>(data, radius, found, stats);
+  if (!done) search_within<T, double>(data, radius, found, stats);
+
+  offsets(0) = 0;
+  for (index_t i = 0; i < q; ++i)
+    offsets(i + 1) = offsets(i) + static_cast<index_t>(found[static_cast<std::size_t>(i)].size());
+  auto const out = allocate(offsets(q));
+  detail::parallel_for(ctx, q, 64, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      index_t at = offsets(i);
+      for (auto const& neighbor : found[static_cast<std::size_t>(i)]) {
+        out.values(at) = detail::as_asked(params.metric, neighbor.distance);
+        out.indices(at++) = neighbor.id;
+      }
+    }
+  });
+  return stats;
+}
+
 #define SUBSPAN_INSTANTIATE(T)                                                                  \
   template knn_stats knn<T>(context const&, strided_view<T const, 2>, strided_view<T const, 2>, \
                             std::optional<strided_view<std::uint8_t const, 2>>,                 \
-                            strided_view<double, 2>, strided_view<index_t, 2>, knn_params);
+                            strided_view<double, 2>, strided_view<index_t, 2>, knn_params);     \
+  template knn_stats radius_neighbors<T>(                                                       \
+      context const&, strided_view<T const, 2>, strided_view<T const, 2>,                       \
+      std::optional<strided_view<std::uint8_t const, 2>>, double, strided_view<index_t, 1>,     \
+      ragged_allocator<double> const&, knn_params);
 SUBSPAN_INSTANTIATE(half)
 SUBSPAN_INSTANTIATE(bfloat16)
 SUBSPAN_INSTANTIATE(float)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <vector>
 
 #include "detail/row_selector.hpp"
 #include "detail/tile_engine.hpp"
@@ -13,20 +14,17 @@
 
 namespace subspan::detail {
 
-/// One strip of queries against all columns: what the selecting epilogue reads and writes.
+/// One strip of queries against all columns: what the epilogues read.
 template <class P>
 struct neighbor_strip {
-  row_selector<P>* best;  // of every row, padding too
-  P const* row_half;      // |x|^2 / 2; NaN: padding, and rows that have no neighbours
-  P const* column_half;   // |y|^2 / 2, of all columns; NaN: padding, and what is no neighbour
-  P const* row_reach;     // of every panel of rows: the greatest norm
-  P const* column_reach;  // and of all panels of columns
-  P* used;                // of every panel of rows: the greatest error of its scores by products
-  index_t* difference_tiles;  // and how many of its tiles were made of differences
+  P const* row_half;          // |x|^2 / 2; NaN: padding, and rows that have no neighbours
+  P const* column_half;       // |y|^2 / 2, of all columns; NaN: padding, and what is no neighbour
+  P const* row_reach;         // of every panel of rows: the greatest norm
+  P const* column_reach;      // and of all panels of columns
+  index_t* difference_tiles;  // of every panel of rows: how many tiles were made of differences
   P error;           // a score by products is off by this times the square of the sum of the
                      // two reaches, at most
   bool differences;  // whether tiles may be made of them
-  bool only;         // and all are
   // Which pairs count; null: all. Row i of the strip and column j: at [ids[i] * step + j * stride].
   std::uint8_t const* mask = nullptr;
   index_t const* mask_ids = nullptr;
@@ -35,6 +33,11 @@ struct neighbor_strip {
   bool allows(index_t row, index_t column) const {
     return mask[mask_ids[row] * mask_step + column * mask_stride] != 0;
   }
+};
+
+/// A pair of the strip that may be near enough.
+struct near_pair {
+  std::uint32_t row, column;
 };
 
 /// A score's error may be this share of the best that is still to be beaten, before differences are
@@ -51,7 +54,13 @@ struct knn_kernels {
                index_t width, P* out);
   /// |v|^2 of the vectors of a panel, in double.
   void (*squares)(P const* panel, index_t depth, index_t width, double* out);
-  void (*select)(tile_block<P> const& block, neighbor_strip<P> const& strip);
+  /// The best of every row, padding too. `used`, per panel of rows, is raised to the greatest error of
+  /// a score by products. only_differences: of all tiles.
+  void (*select)(tile_block<P> const& block, neighbor_strip<P> const& strip, row_selector<P>* best,
+                 P* used, bool only_differences);
+  /// All pairs whose exact score may be >= bar of their row, -limit at least.
+  void (*within)(tile_block<P> const& block, neighbor_strip<P> const& strip, P const* bars, P limit,
+                 std::vector<near_pair>& found);
 };
 
 /// Distances as they are defined: in double, of rows as they are, by sums in one fixed order.

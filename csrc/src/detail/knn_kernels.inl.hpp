@@ -4,6 +4,9 @@
 template <class P, bool Masked>
 struct select_nearest {
   detail::neighbor_strip<P> const& strip;
+  detail::row_selector<P>* best;
+  P* used;
+  bool only_differences;
 
   bool by_differences(index_t row0, index_t column0) const {
     using shape = tile_shape<P>;
@@ -12,15 +15,15 @@ struct select_nearest {
         strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
     P const error = strip.error * reach * reach;
     P const enough = error * static_cast<P>(1 / detail::k_tolerated);
-    bool products = !strip.only;
+    bool products = !only_differences;
     for (int i = 0; i < shape::rows; ++i) {
-      P const farthest = -strip.best[row0 + i].least();  // infinite at first: then nothing is known
+      P const farthest = -best[row0 + i].least();  // infinite at first: then nothing is known
       products &= (farthest >= enough && farthest <= std::numeric_limits<P>::max()) ||
                   std::isnan(strip.row_half[row0 + i]);
     }
     if (products) {
-      P& used = strip.used[row0 / shape::rows];
-      if (error > used) used = error;
+      P& greatest = used[row0 / shape::rows];
+      if (error > greatest) greatest = error;
     } else {
       ++strip.difference_tiles[row0 / shape::rows];
     }
@@ -38,7 +41,7 @@ struct select_nearest {
                                                                     v * shape::lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < shape::rows; ++i) {
-      auto& row = strip.best[row0 + i];
+      auto& row = best[row0 + i];
       P const own = strip.row_half[row0 + i];
       unsigned any = 0;
 #pragma GCC unroll 8
@@ -80,14 +83,95 @@ struct select_nearest {
 };
 
 template <class P>
-void select_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip) {
+void select_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip,
+                      detail::row_selector<P>* best, P* used, bool only_differences) {
   if (strip.mask != nullptr) {
-    select_nearest<P, true> epilogue{strip};
+    select_nearest<P, true> epilogue{strip, best, used, only_differences};
     multiply_tiles<P>(block, epilogue);
   } else {
-    select_nearest<P, false> epilogue{strip};
+    select_nearest<P, false> epilogue{strip, best, used, only_differences};
     multiply_tiles<P>(block, epilogue);
   }
+}
+
+template <class P>
+struct find_within {
+  detail::neighbor_strip<P> const& strip;
+  P const* bars;
+  P limit;
+  index_t depth;
+  std::vector<detail::near_pair>& found;
+
+  P reach(index_t row0, index_t column0) const {
+    using shape = tile_shape<P>;
+    return strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
+  }
+  P error(index_t row0, index_t column0) const {
+    P const both = reach(row0, column0);
+    return strip.error * both * both;
+  }
+
+  bool by_differences(index_t row0, index_t column0) const {
+    bool const yes =
+        strip.differences && !(error(row0, column0) <= static_cast<P>(detail::k_tolerated) * limit);
+    if (yes) ++strip.difference_tiles[row0 / tile_shape<P>::rows];
+    return yes;
+  }
+
+  /// What the computed score of a pair at the limit may fall short by.
+  template <bool Differences>
+  P slack(index_t row0, index_t column0) const {
+    constexpr P unit = std::numeric_limits<P>::epsilon() / 2;
+    P const tiny = static_cast<P>(depth) * std::numeric_limits<P>::min();
+    if constexpr (!Differences) return error(row0, column0) * P(1.01) + tiny;
+    // Both rows are off by their packing; then d roundings of the sum.
+    P const rounded = 2 * unit * reach(row0, column0), root = std::sqrt(2 * limit);
+    return (P(1.01) * (root + rounded) * rounded +
+            2 * unit * static_cast<P>(depth + 4) * (root + rounded) * (root + rounded)) +
+           tiny;
+  }
+
+  template <bool Differences>
+  [[gnu::always_inline]] void take(typename tile_shape<P>::sums& sum, index_t row0,
+                                   index_t column0) {
+    using shape = tile_shape<P>;
+    P const less = slack<Differences>(row0, column0);
+    typename shape::vector half[shape::vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < shape::vectors; ++v)
+      half[v] = *reinterpret_cast<typename shape::in_memory const*>(strip.column_half + column0 +
+                                                                    v * shape::lanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < shape::rows; ++i) {
+      P const own = strip.row_half[row0 + i];
+      P const bar = bars[row0 + i] - less;
+#pragma GCC unroll 8
+      for (int v = 0; v < shape::vectors; ++v) {
+        typename shape::vector score;
+        if constexpr (Differences)
+          score = P(-0.5) * sum[i][v] + P(0) * (half[v] + own);  // NaN stay
+        else
+          score = sum[i][v] - half[v] - own;
+        if (unsigned const mask = at_least<P>(score, bar); mask != 0) [[unlikely]]
+          take_lanes(mask, row0 + i, column0 + v * shape::lanes);
+      }
+    }
+  }
+
+  [[gnu::noinline]] void take_lanes(unsigned mask, index_t row, index_t column0) const {
+    for (; mask != 0; mask &= mask - 1) {
+      index_t const column = column0 + __builtin_ctz(mask);
+      if (strip.mask == nullptr || strip.allows(row, column))
+        found.push_back({static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(column)});
+    }
+  }
+};
+
+template <class P>
+void find_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip,
+                    P const* bars, P limit, std::vector<detail::near_pair>& found) {
+  find_within<P> epilogue{strip, bars, limit, block.depth, found};
+  multiply_tiles<P>(block, epilogue);
 }
 
 template <class P>
@@ -157,7 +241,8 @@ template <class T, class P>
 inline constexpr detail::knn_kernels<T, P> knn_table{{tile_shape<P>::rows, tile_shape<P>::width},
                                                      &pack_panel<T, P>,
                                                      &panel_squares<P>,
-                                                     &select_neighbors<P>};
+                                                     &select_neighbors<P>,
+                                                     &find_neighbors<P>};
 template <class T>
 inline constexpr detail::exact_kernels<T> exact_table{&widen_exact<T>, &exact_difference<T>,
                                                       &exact_product<T>};
