@@ -66,6 +66,24 @@ void scan(detail::knn_data<T> const& data, std::vector<index_t> const& rows,
   });
 }
 
+/// The same for a radius.
+template <class T>
+void scan_within(detail::knn_data<T> const& data, double radius,
+                 std::vector<std::vector<detail::ranked>>& found) {
+  detail::parallel_for(data.ctx, data.rows(), 1, [&](index_t row, index_t) {
+    auto& near = found[static_cast<std::size_t>(row)];
+    near.clear();
+    detail::workspace<double> wide(data.ctx, data.padded_depth());
+    data.exact.widen(data.row_of(data.x, row), data.x.strides[1], data.depth(), wide.data());
+    for (index_t c = 0; c < data.columns(); ++c)
+      if (data.allows(row, data.id(c)))
+        if (double const distance = data.distance(wide.data(), row, data.id(c));
+            data.is_within(distance, radius))
+          near.push_back({distance, data.id(c)});
+    std::sort(near.begin(), near.end());
+  });
+}
+
 template <class T, class P>
 bool search(detail::knn_data<T> const& data, std::vector<index_t>& rows, index_t pad,
             bool only_differences, detail::knn_output out, knn_stats& stats) {
@@ -159,7 +177,8 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
     }
   if (!done) {
     rows = first_integers(q);
-    search<T, double>(data, rows, pad, false, out, stats);
+    // Squares that double cannot hold: distances may be small enough all the same.
+    if (!search<T, double>(data, rows, pad, false, out, stats)) rows = first_integers(q);
   } else if (!rows.empty() && data.by_product()) {
     stats.repeated_rows += static_cast<index_t>(rows.size());
     search<T, double>(data, rows, 4 * pad, false, out, stats);
@@ -189,7 +208,10 @@ knn_stats radius_neighbors(context const& ctx, strided_view<T const, 2> x,
   bool done = false;
   if constexpr (!std::is_same_v<T, double>)
     if (!needs_double<T>(x.shape[1])) done = search_within<T, float>(data, radius, found, stats);
-  if (!done) search_within<T, double>(data, radius, found, stats);
+  if (!done && !search_within<T, double>(data, radius, found, stats)) {
+    stats.scanned_rows = q;
+    scan_within(data, radius, found);
+  }
 
   offsets(0) = 0;
   for (index_t i = 0; i < q; ++i)
