@@ -1,6 +1,7 @@
 #include "subspan/knn.hpp"
 
 #include "dispatch.hpp"
+#include "ragged.hpp"
 
 namespace py = pybind11;
 
@@ -40,8 +41,7 @@ void visit_rows(array_ref const& array, char const* function, Visit&& visit) {
     case dtype::float64:
       return visit_storage(array, function, "x", visit);
     default:
-      refuse_dtype(array, function, "x",
-                   "float16, bfloat16, float32, float64, int8 or uint8");
+      refuse_dtype(array, function, "x", "float16, bfloat16, float32, float64, int8 or uint8");
   }
 }
 
@@ -80,6 +80,34 @@ void bind_knn(py::module_& m) {
       py::arg("metric"), py::arg("exclude_self"), py::arg("precision"), py::arg("stream") = 0,
       "The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; "
       "returns difference_tiles, repeated_rows and scanned_rows.");
+  m.def(
+      "radius_neighbors",
+      [](py::object x, py::object y, py::object mask, double radius, py::object offsets,
+         py::function allocate, std::string const& metric, bool exclude_self,
+         std::uintptr_t stream) {
+        constexpr char const* function = "radius_neighbors";
+        knn_params const params{metric_of(metric, function), exclude_self, knn_precision::exact};
+        array_ref const rows = read_array(x, function, "x", stream);
+        argument<index_t, 1> const ends(offsets, function, "offsets", stream);
+        optional_argument<std::uint8_t const, 2> const allowed(mask, function, "mask", stream);
+        ragged_arguments<double> found(allocate, function, stream);
+        knn_stats stats;
+        visit_rows(rows, function, [&](auto tag) {
+          using T = typename decltype(tag)::type;
+          auto const from = view_of<T const, 2>(rows, function, "x");
+          argument<T const, 2> const to(y, function, "y", stream);
+          without_gil(function, [&] {
+            stats =
+                subspan::radius_neighbors<T>(make_context(stream), from, to.view(), allowed.view(),
+                                             radius, ends.view(), found.allocator(), params);
+          });
+        });
+        return as_tuple(stats);
+      },
+      py::arg("x"), py::arg("y"), py::arg("mask"), py::arg("radius"), py::arg("offsets"),
+      py::arg("allocate"), py::arg("metric"), py::arg("exclude_self"), py::arg("stream") = 0,
+      "The rows of y within radius of every row of x into arrays that allocate(n) returns, and "
+      "offsets [q + 1]; returns what knn does.");
 }
 
 }  // namespace subspan::bindings

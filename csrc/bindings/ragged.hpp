@@ -28,11 +28,10 @@ class ragged_arguments {
       ragged<T> const out{values_.emplace(made[0], function_, "values", stream_).view(),
                           indices_.emplace(made[1], function_, "indices", stream_).view()};
       if (out.values.shape[0] != count || out.indices.shape[0] != count)
-        raise("InvalidArgumentError", std::string("[") + function_ +
-                                          "] allocate must return arrays of " +
-                                          std::to_string(count) + " elements, got " +
-                                          std::to_string(out.values.shape[0]) + " and " +
-                                          std::to_string(out.indices.shape[0]));
+        raise("InvalidArgumentError",
+              std::string("[") + function_ + "] allocate must return arrays of " +
+                  std::to_string(count) + " elements, got " + std::to_string(out.values.shape[0]) +
+                  " and " + std::to_string(out.indices.shape[0]));
       return out;
     };
   }
