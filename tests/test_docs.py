@@ -78,6 +78,8 @@ def test_the_primitives_have_examples():
         "eigvalsh",
         "qr",
         "topk",
+        "knn",
+        "radius_neighbors",
         "Moments",
         "PCA",
         "show_config",

@@ -27,9 +27,7 @@ def random_rows(shape, dtype, rng):
 def agrees(x, y, k, metric="euclidean", *, exactly=False, mask=None, ids=None, exclude=False):
     """`knn` gives what brute force does; with y = None, of x itself."""
     to = x if y is None else y
-    distances = restricted(
-        distances_of(x, to, metric), mask=mask, ids=ids, exclude_self=exclude
-    )
+    distances = restricted(distances_of(x, to, metric), mask=mask, ids=ids, exclude_self=exclude)
     how = {"k": k, "metric": metric, "mask": mask, "ids": ids, "dtype": "float64"}
     result = knn(x, y, **how, exclude_self=exclude if y is None else None)
     if exactly:
@@ -126,9 +124,7 @@ def test_any_rows(data):
     d = data.draw(st.integers(0, 20))
     shapes = [(data.draw(st.integers(0, 40)), d) for _ in range(2)]
     top = data.draw(st.sampled_from([1, 3, 100]))
-    x, y = (
-        data.draw(hnp.arrays(dtype, shape, elements=st.integers(0, top))) for shape in shapes
-    )
+    x, y = (data.draw(hnp.arrays(dtype, shape, elements=st.integers(0, top))) for shape in shapes)
     metric = data.draw(st.sampled_from(["sqeuclidean", "inner_product"]))
     mask = data.draw(st.none() | hnp.arrays(bool, (len(x), len(y))))
     agrees(x, y, data.draw(st.integers(1, 50)), metric, exactly=True, mask=mask)
@@ -346,7 +342,11 @@ def test_exclude_self_is_by_index(metric, rng):
         same_bits(*zip(knn(x, k=3, dtype="float64"), result, strict=True))
     agrees(x, None, 3, metric, exclude=False)
     same_bits(
-        *zip(knn(x, k=3, metric=metric, exclude_self=False), knn(x, x, k=3, metric=metric), strict=True)
+        *zip(
+            knn(x, k=3, metric=metric, exclude_self=False),
+            knn(x, x, k=3, metric=metric),
+            strict=True,
+        )
     )
 
 
@@ -527,7 +527,9 @@ def test_layouts_give_the_same_bits(dtype, metric, rng):
 def test_rows_are_not_copied(monkeypatch, rng):
     seen = []
     called = _core.knn
-    monkeypatch.setattr(_core, "knn", lambda x, y, *rest: seen.extend([x, y]) or called(x, y, *rest))
+    monkeypatch.setattr(
+        _core, "knn", lambda x, y, *rest: seen.extend([x, y]) or called(x, y, *rest)
+    )
     x = rng.standard_normal((60, 50)).astype(np.float32)
     for view in (x, x[::2, ::-1], x.T, x[:, ::-3]):
         knn(view, k=2)
@@ -587,7 +589,12 @@ X = np.ones((4, 3), np.float32)
         (X, {"y": X, "exclude_self": True}, InvalidArgumentError, r"exclude_self must be False"),
         (X, {"exclude_self": 1}, DtypeError, r"exclude_self must be a bool or None, got 1"),
         (X, {"mask": np.ones(4)}, DtypeError, r"mask must be bool, got float64"),
-        (X, {"mask": np.ones(3, bool)}, InvalidArgumentError, r"mask must have shape \(4,\) or \(4, 4\)"),
+        (
+            X,
+            {"mask": np.ones(3, bool)},
+            InvalidArgumentError,
+            r"mask must have shape \(4,\) or \(4, 4\)",
+        ),
         (X, {"mask": np.ones((1, 4), bool)}, InvalidArgumentError, r"mask must have shape"),
         (X, {"ids": np.array([0, 4])}, InvalidArgumentError, r"ids must be in 0\.\.3, got 4"),
         (X, {"ids": np.array([-1])}, InvalidArgumentError, r"ids must be in 0\.\.3, got -1"),

@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'set_num_threads', 'svd', 'topk']
+__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'svd', 'topk']
 def blas_name() -> str:
     """
     The BLAS behind the library.
@@ -45,6 +45,10 @@ def has_cuda() -> bool:
     """
     Whether the CUDA library and a device are present.
     """
+def knn(x: typing.Any, y: typing.Any, mask: typing.Any, distances: typing.Any, indices: typing.Any, metric: str, exclude_self: bool, precision: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> tuple:
+    """
+    The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; returns difference_tiles, repeated_rows and scanned_rows.
+    """
 def moments_merge(state: tuple, other: tuple) -> None:
     """
     Merges a moments state into another.
@@ -64,6 +68,10 @@ def principal_axes(m2: typing.Any, denominator: typing.SupportsFloat | typing.Su
 def qr(a: typing.Any, q: typing.Any, r: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool = True, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin QR of a batch [batch, m, n] into caller-owned outputs.
+    """
+def radius_neighbors(x: typing.Any, y: typing.Any, mask: typing.Any, radius: typing.SupportsFloat | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, metric: str, exclude_self: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> tuple:
+    """
+    The rows of y within radius of every row of x into arrays that allocate(n) returns, and offsets [q + 1]; returns what knn does.
     """
 def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
