@@ -57,9 +57,9 @@ void scan(detail::knn_data<T> const& data, std::vector<index_t> const& rows,
     std::vector<detail::ranked> found;
     index_t const count = best.keep_best();
     for (index_t i = 0; i < count; ++i) {
-      auto const entry = best.entries()[i];
-      found.push_back({-detail::score_order<double>::score(detail::key_of(entry)),
-                       data.id(detail::index_of(entry))});
+      // Measured again: a key does not keep the sign of a zero.
+      index_t const id = data.id(detail::index_of(best.entries()[i]));
+      found.push_back({data.distance(wide.data(), row, id), id});
     }
     std::sort(found.begin(), found.end());
     out.deliver(data.params.metric, row, found);
