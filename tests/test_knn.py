@@ -205,6 +205,19 @@ def test_rows_at_one_distance_are_searched_again_and_at_last_scanned(rng):
     check(result, distances_of(x, y, "sqeuclidean"), "sqeuclidean", (1e-13, 0))
 
 
+def test_zeros_have_one_sign(rng):
+    """However a row was searched: here every other way is given up."""
+    row = rng.standard_normal(9).astype(np.float32)
+    x = np.concatenate([np.broadcast_to(row, (300, 9)), row + rng.standard_normal((200, 9))])
+    for metric in ("sqeuclidean", "euclidean", "cosine"):
+        result, _ = search(x.astype(np.float32), x.astype(np.float32), 400, metric)
+        assert not np.signbit(result.distances).any()
+    both = np.concatenate([x.astype(np.float32)[:300], -x.astype(np.float32)[:5]])
+    both[:, 1:] = 0
+    both[::2] = both[::2, ::-1]
+    assert not np.signbit(search(both, both, 20, "cosine")[0].distances).any()
+
+
 def test_rows_in_doubt_are_searched_again(rng):
     """A row whose next candidates lie within the error of products, but not of differences."""
     y = rng.standard_normal((3000, 96)).astype(np.float32)
