@@ -10,7 +10,7 @@ import subspan
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
-STEMS = ("svd", "eigh", "qr", "pca", "topk", "knn")
+STEMS = ("svd", "eigh", "qr", "pca", "topk", "encode", "knn")
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
     *("_affine", "_arrays", "_checks", "_config", "_estimator", "_files", "_moments_estimator"),
@@ -143,7 +143,9 @@ def test_an_import_is_light(run_python):
 def test_the_public_names_are_these():
     assert set(subspan.__all__) == {
         *("KNN", "PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "Radius", "SVDInfo", "TopK"),
+        *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
+        "sparse_decode",
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

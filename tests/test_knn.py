@@ -42,8 +42,7 @@ def search(x, y, k, metric="euclidean", *, exclude=False, precision="exact"):
     distances = np.empty((len(x), k))
     indices = np.empty((len(x), k), np.int64)
     counts = _core.knn(x, y, None, distances, indices, metric, exclude, precision)
-    names = ("difference_tiles", "repeated_rows", "scanned_rows")
-    return KNN(distances, indices), dict(zip(names, counts, strict=True))
+    return KNN(distances, indices), counts
 
 
 # ---- what is found -----------------------------------------------------------------------------
@@ -114,6 +113,46 @@ def test_the_fast_way_measures_alike(metric, rng):
     fast = knn(x, k=8, metric=metric, precision="fast")
     same_bits(*zip(fast, knn(x, k=8, metric=metric), strict=True))
     assert search(x, x, 8, metric, precision="fast")[1]["scanned_rows"] == 0
+
+
+def families(rng):
+    """Rows of many kinds, 2600 each: enough for the search of x against itself to use symmetry."""
+    n, d = 2600, 40
+    normal = rng.standard_normal((n, d))
+    unit = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    return {
+        "normal": normal,
+        "offset": normal + 1000,
+        "clusters": normal + 1000 * rng.choice([-1, 1], (n, 1)),
+        "duplicates": normal[rng.integers(0, 40, n)],
+        "near duplicates": normal[rng.integers(0, 40, n)] + 1e-4 * rng.standard_normal((n, d)),
+        "shell": unit * (1 + 1e-6 * rng.standard_normal((n, 1))),
+        "low rank": rng.standard_normal((n, 2)) @ rng.standard_normal((2, d)),
+        "scales": normal * 10.0 ** rng.uniform(-12, 12, (n, 1)),
+        "binary": (normal > 0.5).astype(float),
+        "not finite": np.where(rng.random((n, d)) < 0.01, np.nan, normal),
+        "zeros": normal * (rng.random((n, 1)) < 0.7),
+    }
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", families(np.random.default_rng(0)))
+def test_all_ways_of_searching_find_the_same(name, metric, threads, rng):
+    """By symmetry or not, by bfloat16 first or not, with any number of threads."""
+    x = families(rng)[name].astype(np.float32)
+    for k in (1, 12):
+        plain, counts = search(x, x.copy(), k, metric, exclude=True)
+        assert not counts["symmetric"]
+        distances = restricted(distances_of(x[:300], x, metric), exclude_self=True)
+        check(KNN(*(part[:300] for part in plain)), distances, metric, slack_of(x, x, metric))
+        for precision in ("exact", "certified"):
+            for n in (1, 3):
+                threads(n)
+                found, counts = search(x, x, k, metric, exclude=True, precision=precision)
+                assert counts["symmetric"] or metric == "inner_product"
+                same_bits(*zip(found, plain, strict=True))
+            found, _ = search(x[:500], x, k, metric, precision=precision)
+            same_bits(*zip(found, search(x[:500], x, k, metric)[0], strict=True))
 
 
 @settings(max_examples=150, deadline=None)

@@ -179,6 +179,8 @@ void bind_qr(pybind11::module_& m);
 void bind_pca(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
+void bind_decode(pybind11::module_& m);
+void bind_encode(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
 
 }  // namespace subspan::bindings

@@ -21,10 +21,11 @@ metric metric_of(std::string const& name, char const* function) {
 
 knn_precision precision_of(std::string const& name, char const* function) {
   if (name == "exact") return knn_precision::exact;
+  if (name == "certified") return knn_precision::certified;
   if (name == "fast") return knn_precision::fast;
-  raise("InvalidArgumentError", std::string("[") + function +
-                                    "] precision must be one of 'exact', 'fast', got '" + name +
-                                    "'");
+  raise("InvalidArgumentError",
+        std::string("[") + function +
+            "] precision must be one of 'exact', 'certified', 'fast', got '" + name + "'");
 }
 
 /// visit(type_tag<T>) for the types whose rows have distances.
@@ -45,8 +46,14 @@ void visit_rows(array_ref const& array, char const* function, Visit&& visit) {
   }
 }
 
-py::tuple as_tuple(knn_stats const& stats) {
-  return py::make_tuple(stats.difference_tiles, stats.repeated_rows, stats.scanned_rows);
+py::dict by_name(knn_stats const& stats) {
+  py::dict out;
+  out["symmetric"] = stats.symmetric;
+  out["difference_tiles"] = stats.difference_tiles;
+  out["uncertified_rows"] = stats.uncertified_rows;
+  out["repeated_rows"] = stats.repeated_rows;
+  out["scanned_rows"] = stats.scanned_rows;
+  return out;
 }
 
 }  // namespace
@@ -74,12 +81,12 @@ void bind_knn(py::module_& m) {
                                     found.view(), where.view(), params);
           });
         });
-        return as_tuple(stats);
+        return by_name(stats);
       },
       py::arg("x"), py::arg("y"), py::arg("mask"), py::arg("distances"), py::arg("indices"),
       py::arg("metric"), py::arg("exclude_self"), py::arg("precision"), py::arg("stream") = 0,
       "The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; "
-      "returns difference_tiles, repeated_rows and scanned_rows.");
+      "returns how the search went.");
   m.def(
       "radius_neighbors",
       [](py::object x, py::object y, py::object mask, double radius, py::object offsets,
@@ -102,12 +109,12 @@ void bind_knn(py::module_& m) {
                                              radius, ends.view(), found.allocator(), params);
           });
         });
-        return as_tuple(stats);
+        return by_name(stats);
       },
       py::arg("x"), py::arg("y"), py::arg("mask"), py::arg("radius"), py::arg("offsets"),
       py::arg("allocate"), py::arg("metric"), py::arg("exclude_self"), py::arg("stream") = 0,
       "The rows of y within radius of every row of x into arrays that allocate(n) returns, and "
-      "offsets [q + 1]; returns what knn does.");
+      "offsets [q + 1]; returns how the search went.");
 }
 
 }  // namespace subspan::bindings

@@ -140,8 +140,10 @@ void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias,
   auto const bar = [&](index_t column) {
     return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(bars + column);
   };
+  using order = detail::score_order<P>;
   auto const hit = [&](std::uint32_t row, std::uint32_t column, P z) {
-    hits.push_back({row, column, z});
+    // Where subnormal numbers are flushed, 0 passes for the number above it: only bits tell.
+    if (order::key(z) >= order::key(bars[column])) hits.push_back({row, column, z});
   };
   filter_entries<P, decltype(bar), decltype(hit)> epilogue{bias, rows, bar, hit};
   multiply_tiles<P>(block, epilogue);
@@ -150,7 +152,7 @@ void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias,
 template <class T, class P>
 inline constexpr detail::encode_kernels<T, P> encode_table{
     {tile_shape<P>::rows, tile_shape<P>::width},
-    &pack_panel<T, P>,
+    &pack_panels<T, P>,
     &select_block<P>,
     &select_of_batch<P>,
     &hits_above<P>};
@@ -198,7 +200,7 @@ class encoding {
   void pack_rows(index_t first, index_t count, P* out) const {
     kernels_.pack(x_, {shift_.data()}, first, count, size().rows, out);
   }
-  void pack_columns(index_t first, index_t count, P* out) const {
+  void pack_column_panels(index_t first, index_t count, P* out) const {
     kernels_.pack(w_, {}, first, count, size().width, out);
   }
 

@@ -25,6 +25,7 @@ namespace {
 #include "detail/row_selector.inl.hpp"
 #include "detail/tile_engine.inl.hpp"
 #include "detail/knn_kernels.inl.hpp"
+#include "detail/knn_pairs.inl.hpp"
 // clang-format on
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -85,11 +86,19 @@ void scan_within(detail::knn_data<T> const& data, double radius,
 }
 
 template <class T, class P>
-bool search(detail::knn_data<T> const& data, std::vector<index_t>& rows, index_t pad,
-            bool only_differences, detail::knn_output out, knn_stats& stats) {
-  detail::knn_search<T, P> job(data, SUBSPAN_PICK(knn_table<T, P>), rows, pad, only_differences,
-                               out);
-  detail::run_tiles<P>(data.ctx, job);
+bool search(detail::knn_data<T> const& data, detail::pair_kernels const* pairs,
+            std::vector<index_t>& rows, index_t pad, bool only_differences, detail::knn_output out,
+            knn_stats& stats) {
+  detail::knn_search<T, P> job(data, SUBSPAN_PICK(knn_table<T, P>), pairs, rows, pad,
+                               only_differences, out);
+  bool const all = static_cast<index_t>(rows.size()) == data.rows();
+  if (all && !only_differences && data.is_symmetric() &&
+      job.fits_symmetric(data.rows(), out.indices.shape[1] + pad + 1)) {
+    job.run_symmetric();
+    stats.symmetric = true;
+  } else {
+    detail::run_tiles<P>(data.ctx, job);
+  }
   stats.difference_tiles += job.difference_tiles();
   rows = job.unproved();
   return !job.overflowed();
@@ -165,23 +174,36 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
   index_t const pad = std::max<index_t>(8, k / 4);
   std::vector<index_t> rows = first_integers(q);
 
-  // The first pass; then by what does not cancel; then by the definition.
+  // The first pass, by pairs or not; then by what does not cancel; then by the definition. Every pass
+  // leaves the rows that it could not prove.
+  auto const pass = [&]<class P>(detail::pair_kernels const* pairs, index_t more,
+                                 bool differences) {
+    return search<T, P>(data, pairs, rows, more, differences, out, stats);
+  };
   bool done = false;
   if constexpr (!std::is_same_v<T, double>)
     if (!needs_double<T>(d)) {
-      done = search<T, float>(data, rows, pad, false, out, stats);
+      auto const* const pairs = params.precision == knn_precision::certified && !data.exact_scores
+                                    ? SUBSPAN_PICK(find_pair_kernels())
+                                    : nullptr;
+      done = true;
+      if (pairs != nullptr) {
+        done = pass.template operator()<float>(pairs, 16 + k / 4, false);
+        stats.uncertified_rows = static_cast<index_t>(rows.size());
+      }
+      if (done && !rows.empty()) done = pass.template operator()<float>(nullptr, pad, false);
       if (done && !rows.empty() && !data.by_product()) {
         stats.repeated_rows += static_cast<index_t>(rows.size());
-        done = search<T, float>(data, rows, 4 * pad, true, out, stats);
+        done = pass.template operator()<float>(nullptr, 4 * pad, true);
       }
     }
   if (!done) {
     rows = first_integers(q);
     // Squares that double cannot hold: distances may be small enough all the same.
-    if (!search<T, double>(data, rows, pad, false, out, stats)) rows = first_integers(q);
+    if (!pass.template operator()<double>(nullptr, pad, false)) rows = first_integers(q);
   } else if (!rows.empty() && data.by_product()) {
     stats.repeated_rows += static_cast<index_t>(rows.size());
-    search<T, double>(data, rows, 4 * pad, false, out, stats);
+    pass.template operator()<double>(nullptr, 4 * pad, false);
   }
   stats.scanned_rows = static_cast<index_t>(rows.size());
   scan(data, rows, out);

@@ -9,7 +9,15 @@ from subspan._ops.native import __version__
 
 # isort: split
 from subspan._config import cpu_level, get_num_threads, set_num_threads, show_config
+from subspan._ops.decode import sparse_decode
 from subspan._ops.eigh import Eigh, EighInfo, eigh, eigvalsh
+from subspan._ops.encode import (
+    RaggedCode,
+    SparseCode,
+    batch_topk_encode,
+    threshold_encode,
+    topk_encode,
+)
 from subspan._ops.knn import KNN, Radius, knn, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
@@ -25,10 +33,13 @@ __all__ = [
     "Eigh",
     "EighInfo",
     "Moments",
+    "RaggedCode",
     "Radius",
     "SVDInfo",
+    "SparseCode",
     "TopK",
     "__version__",
+    "batch_topk_encode",
     "cpu_level",
     "eigh",
     "eigvalsh",
@@ -39,8 +50,11 @@ __all__ = [
     "radius_neighbors",
     "set_num_threads",
     "show_config",
+    "sparse_decode",
     "spectrum",
     "svd",
     "svdvals",
+    "threshold_encode",
     "topk",
+    "topk_encode",
 ]

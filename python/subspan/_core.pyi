@@ -4,7 +4,11 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'svd', 'topk']
+__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+def batch_topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, count: typing.SupportsInt | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, activation: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    The count largest of all rows into arrays that allocate(n) returns, and offsets [B + 1].
+    """
 def blas_name() -> str:
     """
     The BLAS behind the library.
@@ -45,9 +49,9 @@ def has_cuda() -> bool:
     """
     Whether the CUDA library and a device are present.
     """
-def knn(x: typing.Any, y: typing.Any, mask: typing.Any, distances: typing.Any, indices: typing.Any, metric: str, exclude_self: bool, precision: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> tuple:
+def knn(x: typing.Any, y: typing.Any, mask: typing.Any, distances: typing.Any, indices: typing.Any, metric: str, exclude_self: bool, precision: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> dict:
     """
-    The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; returns difference_tiles, repeated_rows and scanned_rows.
+    The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; returns how the search went.
     """
 def moments_merge(state: tuple, other: tuple) -> None:
     """
@@ -69,20 +73,40 @@ def qr(a: typing.Any, q: typing.Any, r: typing.Any, info: typing.Any, nonfinite:
     """
     Thin QR of a batch [batch, m, n] into caller-owned outputs.
     """
-def radius_neighbors(x: typing.Any, y: typing.Any, mask: typing.Any, radius: typing.SupportsFloat | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, metric: str, exclude_self: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> tuple:
+def radius_neighbors(x: typing.Any, y: typing.Any, mask: typing.Any, radius: typing.SupportsFloat | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, metric: str, exclude_self: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> dict:
     """
-    The rows of y within radius of every row of x into arrays that allocate(n) returns, and offsets [q + 1]; returns what knn does.
+    The rows of y within radius of every row of x into arrays that allocate(n) returns, and offsets [q + 1]; returns how the search went.
     """
 def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets the threads that primitives use; 0 returns to the default.
     """
+def sparse_decode(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, b_dec: typing.Any, out: typing.Any) -> None:
+    """
+    out [rows, d] = b_dec + the sums of values[i] w_dec[indices[i]] over the pairs of each row.
+    """
+def sparse_decode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, grad_out: typing.Any, grad_values: typing.Any, grad_w_dec: typing.Any, grad_b_dec: typing.Any) -> None:
+    """
+    The gradients of sparse_decode that are not None.
+    """
 def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd', stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
     """
+def threshold_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, threshold: typing.Any, offsets: typing.Any, allocate: collections.abc.Callable, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Entries above their column's threshold into arrays that allocate(n) returns, and offsets.
+    """
 def topk(x: typing.Any, values: typing.Any, indices: typing.Any, largest: bool, sorted: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The k best of each row of x [outer, inner, n] into caller-owned outputs.
+    """
+def topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, values: typing.Any, indices: typing.Any, activation: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    The k largest of each row of (x - b_pre) w_enc + b_enc into caller-owned outputs [B, k].
+    """
+def topk_encode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, x: typing.Any, b_pre: typing.Any, w_enc: typing.Any, grad_w_enc: typing.Any, grad_b_enc: typing.Any, grad_x: typing.Any, grad_b_pre: typing.Any) -> None:
+    """
+    The gradients of a TopK encoder that are not None; values are those of the selected pre-activations.
     """
 __version__: str = '0.1.0'

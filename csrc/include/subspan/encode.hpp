@@ -51,7 +51,7 @@ void topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> cons
 ///
 /// Of equal z those of the earlier row, then of the smaller index are taken. NaN never is. With a
 /// rectifier only positive entries are, so there may be fewer than `count`. 0 <= count <= B n.
-/// CPU. Scratch beside topk_encode's: 3/2 count entries of 16 bytes per thread.
+/// CPU. Scratch beside topk_encode's: 5/2 count entries of 16 bytes per thread.
 template <class T>
 void batch_topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> const& how,
                        index_t count, strided_view<index_t, 1> offsets,
@@ -64,7 +64,7 @@ void batch_topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T
 ///   threshold [n]
 ///   offsets   [B + 1]  C order
 ///
-/// CPU. Scratch beside topk_encode's: 12 bytes per entry, of double 16.
+/// CPU. Scratch beside topk_encode's: up to 32 bytes per entry, of double 48.
 template <class T>
 void threshold_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> const& how,
                       strided_view<T const, 1> threshold, strided_view<index_t, 1> offsets,

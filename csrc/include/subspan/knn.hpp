@@ -20,7 +20,8 @@ enum class metric {
 
 enum class knn_precision {
   exact,  ///< the neighbours by the distances in float64: proved for every row, or searched again
-  fast,   ///< the neighbours by the products in float; their distances are in float64 all the same
+  certified,  ///< as exact, after a first pass by bfloat16 products where the CPU has them
+  fast,  ///< the neighbours by the products in float; their distances are in float64 all the same
 };
 
 struct knn_params {
@@ -31,7 +32,9 @@ struct knn_params {
 
 /// How a search went.
 struct knn_stats {
+  bool symmetric = false;        ///< every product served two rows
   index_t difference_tiles = 0;  ///< tiles whose products would have cancelled
+  index_t uncertified_rows = 0;  ///< rows that the pass in low precision left in doubt
   index_t repeated_rows = 0;     ///< rows that were searched again by differences
   index_t scanned_rows = 0;      ///< rows that were searched once more in float64
 };
@@ -50,7 +53,8 @@ struct knn_stats {
 ///
 /// T: half, bfloat16, float, double, int8, uint8. n < 2^32. CPU. O(q n d) flops in float (double for
 /// double, and for integers with d > 257); rows where rounding or cancellation leave doubt are
-/// searched again. Scratch: 16 MiB of packed y, the packed rows of a strip, up to 64 MiB of candidates.
+/// searched again. Where y is x itself every product serves both of its rows. Scratch: 16 MiB of packed
+/// y, the packed rows of a strip, up to 64 MiB of candidates; of x against itself up to 1 GiB.
 template <class T>
 knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T const, 2> y,
               std::optional<strided_view<std::uint8_t const, 2>> mask,

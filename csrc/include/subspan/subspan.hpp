@@ -10,6 +10,7 @@
 /// unless a header says otherwise.
 
 #include "subspan/context.hpp"
+#include "subspan/decode.hpp"
 #include "subspan/device.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/encode.hpp"

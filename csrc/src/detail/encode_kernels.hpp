@@ -43,8 +43,9 @@ class batch_selector {
 
   P least() const { return least_.load(std::memory_order_relaxed); }
   void add(P score, std::uint32_t row, std::uint32_t column) {
-    if (!(score >= least())) return;
-    buffer_[found_++] = {order::key(score), ~(std::uint64_t{row} << 32 | column)};
+    auto const key = order::key(score);  // where subnormal numbers are flushed, only bits tell
+    if (key < order::key(least())) return;
+    buffer_[found_++] = {key, ~(std::uint64_t{row} << 32 | column)};
     if (found_ == full_) shrink();
   }
   index_t keep_best() {

@@ -46,6 +46,11 @@ class knn_data {
   }
 
   bool cosine() const { return params.metric == metric::cosine; }
+  /// Scores of i, j and of j, i are the same, and there are enough rows for this to pay.
+  bool is_symmetric() const {
+    return x.data == y.data && x.shape == y.shape && x.strides == y.strides && !compacted &&
+           !mask && !by_product() && rows() >= k_worth_symmetry;
+  }
   bool by_product() const { return params.metric == metric::inner_product; }
   index_t rows() const { return x.shape[0]; }
   index_t columns() const {
@@ -161,6 +166,7 @@ class knn_data {
   }
 
   static constexpr index_t k_sample = 512;
+  static constexpr index_t k_worth_symmetry = 8192;
 };
 
 /// A neighbour; the smaller one is the nearer.

@@ -58,9 +58,25 @@ struct knn_kernels {
   /// a score by products. only_differences: of all tiles.
   void (*select)(tile_block<P> const& block, neighbor_strip<P> const& strip, row_selector<P>* best,
                  P* used, bool only_differences);
+  /// The same for rows of x against rows of x: a tile serves its rows and its columns, which are given
+  /// by all rows' states. `least`: of every row's state.
+  void (*select_both)(tile_block<P> const& block, neighbor_strip<P> const& strip,
+                      row_selector<P>* best, P* least, P* used);
   /// All pairs whose exact score may be >= bar of their row, -limit at least.
   void (*within)(tile_block<P> const& block, neighbor_strip<P> const& strip, P const* bars, P limit,
                  std::vector<near_pair>& found);
+};
+
+/// A first pass by dot products of bfloat16 pairs, where the CPU has them; null elsewhere. A pair of
+/// elements that follow each other in depth takes the place of one float in a panel.
+struct pair_kernels {
+  /// [depth][width] floats to [(depth + 1) / 2][width] pairs; residuals: what the rounding took from
+  /// each vector, squared.
+  void (*pack)(float const* panel, index_t depth, index_t width, float* out, double* residuals);
+  void (*select)(tile_block<float> const& block, neighbor_strip<float> const& strip,
+                 row_selector<float>* best, float* used, bool only_differences);
+  void (*select_both)(tile_block<float> const& block, neighbor_strip<float> const& strip,
+                      row_selector<float>* best, float* least, float* used);
 };
 
 /// Distances as they are defined: in double, of rows as they are, by sums in one fixed order.

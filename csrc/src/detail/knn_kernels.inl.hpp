@@ -82,16 +82,116 @@ struct select_nearest {
   }
 };
 
-template <class P>
+template <class P, class Form>
 void select_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip,
                       detail::row_selector<P>* best, P* used, bool only_differences) {
   if (strip.mask != nullptr) {
     select_nearest<P, true> epilogue{strip, best, used, only_differences};
-    multiply_tiles<P>(block, epilogue);
+    multiply_tiles<P, Form>(block, epilogue);
   } else {
     select_nearest<P, false> epilogue{strip, best, used, only_differences};
-    multiply_tiles<P>(block, epilogue);
+    multiply_tiles<P, Form>(block, epilogue);
   }
+}
+
+template <class P>
+struct select_both {
+  detail::neighbor_strip<P> const& strip;
+  detail::row_selector<P>* best;
+  P* least;
+  P* used;
+
+  static auto load(P const* from) {
+    return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(from);
+  }
+
+  bool by_differences(index_t row0, index_t column0) const {
+    using shape = tile_shape<P>;
+    if (!strip.differences) return false;
+    P const reach =
+        strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
+    P const error = strip.error * reach * reach;
+    P const enough = error * static_cast<P>(1 / detail::k_tolerated);
+    constexpr P most = std::numeric_limits<P>::max();  // beyond: nothing is known yet
+    bool products = true;
+    for (int i = 0; i < shape::rows; ++i)
+      products &= -least[row0 + i] >= enough && -least[row0 + i] <= most;
+    for (int v = 0; v < shape::vectors; ++v) {
+      auto const bars = load(least + column0 + v * shape::lanes);
+      products &= at_least<P>(bars, -most) == all_lanes && at_least<P>(-bars, enough) == all_lanes;
+    }
+    if (products) {
+      auto const note = [&](index_t panel) {
+        if (error > used[panel]) used[panel] = error;
+      };
+      note(row0 / shape::rows);
+      for (int c = 0; c < shape::width; c += shape::rows) note((column0 + c) / shape::rows);
+    } else {
+      ++strip.difference_tiles[row0 / shape::rows];
+    }
+    return !products;
+  }
+
+  template <bool Differences>
+  [[gnu::always_inline]] void take(typename tile_shape<P>::sums& sum, index_t row0,
+                                   index_t column0) {
+    using shape = tile_shape<P>;
+    typename shape::vector half[shape::vectors], bars[shape::vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < shape::vectors; ++v) {
+      half[v] = load(strip.column_half + column0 + v * shape::lanes);
+      bars[v] = load(least + column0 + v * shape::lanes);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < shape::rows; ++i) {
+      P const own = strip.row_half[row0 + i], bar = least[row0 + i];
+      unsigned any = 0;
+#pragma GCC unroll 8
+      for (int v = 0; v < shape::vectors; ++v) {
+        if constexpr (Differences)
+          sum[i][v] = P(-0.5) * sum[i][v] + P(0) * (half[v] + own);  // NaN stay
+        else
+          sum[i][v] = sum[i][v] - half[v] - own;
+        any |= at_least<P>(sum[i][v], bar) | at_least<P>(sum[i][v], bars[v]);
+      }
+      if (any != 0) [[unlikely]] {
+        // A copy: sums whose address is taken would not stay in registers.
+        typename shape::vector scores[shape::vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < shape::vectors; ++v) scores[v] = sum[i][v];
+        take_row(scores, row0 + i, column0);
+      }
+    }
+  }
+
+  [[gnu::noinline]] void take_row(typename tile_shape<P>::vector const* scores, index_t row,
+                                  index_t column0) const {
+    using shape = tile_shape<P>;
+    for (int v = 0; v < shape::vectors; ++v) {
+      index_t const first = column0 + v * shape::lanes;
+      push<P>(best[row], scores[v], static_cast<std::uint32_t>(first));
+      P lanes[shape::lanes];
+      __builtin_memcpy(lanes, scores + v, sizeof lanes);
+      for (unsigned mask = at_least<P>(scores[v], load(least + first)); mask != 0;
+           mask &= mask - 1) {
+        int const lane = __builtin_ctz(mask);
+        auto& column = best[first + lane];
+        column.add(lanes[lane], static_cast<std::uint32_t>(row));
+        if (column.least() > least[first + lane]) least[first + lane] = column.least();
+      }
+    }
+    if (best[row].least() > least[row]) least[row] = best[row].least();
+  }
+
+  static constexpr unsigned all_lanes =
+      static_cast<unsigned>((std::uint64_t{1} << tile_shape<P>::lanes) - 1);
+};
+
+template <class P, class Form>
+void select_of_both(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip,
+                    detail::row_selector<P>* best, P* least, P* used) {
+  select_both<P> epilogue{strip, best, least, used};
+  multiply_tiles<P, Form>(block, epilogue);
 }
 
 template <class P>
@@ -239,9 +339,10 @@ double exact_product(double const* x, T const* y, index_t stride, index_t depth)
 
 template <class T, class P>
 inline constexpr detail::knn_kernels<T, P> knn_table{{tile_shape<P>::rows, tile_shape<P>::width},
-                                                     &pack_panel<T, P>,
+                                                     &pack_panels<T, P>,
                                                      &panel_squares<P>,
-                                                     &select_neighbors<P>,
+                                                     &select_neighbors<P, by_products<P>>,
+                                                     &select_of_both<P, by_products<P>>,
                                                      &find_neighbors<P>};
 template <class T>
 inline constexpr detail::exact_kernels<T> exact_table{&widen_exact<T>, &exact_difference<T>,

@@ -34,9 +34,9 @@ class knn_search : public neighbor_job<T, P> {
   using entry_type = typename selector::entry_type;
   using order = score_order<P>;
 
-  knn_search(knn_data<T> const& data, knn_kernels<T, P> const& kernels,
+  knn_search(knn_data<T> const& data, knn_kernels<T, P> const& kernels, pair_kernels const* pairs,
              std::vector<index_t> row_ids, index_t pad, bool only_differences, knn_output out)
-      : neighbor_job<T, P>(data, kernels, std::move(row_ids)),
+      : neighbor_job<T, P>(data, kernels, pairs, std::move(row_ids)),
         only_(only_differences),
         out_(out),
         k_(out.indices.shape[1]),
@@ -47,18 +47,84 @@ class knn_search : public neighbor_job<T, P> {
   index_t strip() const {
     return k_state_bytes / (selector::room(candidates_) * static_cast<index_t>(sizeof(entry_type)));
   }
-  void begin(index_t first, index_t last, index_t parts) {
+  void begin(index_t first, index_t last, index_t parts, bool ascending = true) {
     this->begin_strip(first, last, parts);
     index_t const states = parts * this->states_;
     buffers_.emplace(this->ctx_, states * selector::room(candidates_));
     best_.clear();
     for (index_t i = 0; i < states; ++i)
-      best_.emplace_back(candidates_, buffers_->data() + i * selector::room(candidates_));
-    used_.assign(static_cast<std::size_t>(parts * this->panels_), 0);
+      best_.emplace_back(candidates_, buffers_->data() + i * selector::room(candidates_),
+                         ascending);
+    // A panel of columns may reach beyond the last panel of rows.
+    used_.assign(static_cast<std::size_t>(parts * this->panels_ + this->size().width), 0);
   }
+
+  /// Whether the states of all rows may be alive together, as `run_symmetric` has them.
+  static bool fits_symmetric(index_t rows, index_t k) {
+    return rows * selector::room(k) * static_cast<index_t>(sizeof(entry_type)) <= k_symmetric_bytes;
+  }
+
+  /// The same for y being x, all rows: blocks of rows against each other, every pair of blocks once.
+  /// In a phase no block takes part twice, so a row's state has one thread; the phases are those of a
+  /// round-robin tournament.
+  void run_symmetric() {
+    auto const [tile_rows, width] = this->size();
+    index_t const n = this->rows(), depth = this->depth();
+    index_t const unit = std::lcm(k_rows_of_task, width);
+    index_t const fair = n / (8 * thread_count(this->ctx_)) / unit * unit;
+    index_t const side = std::clamp<index_t>(fair, unit, divide_up(k_block_rows, unit) * unit);
+    index_t const blocks = divide_up(n, side);
+    begin(0, n, 1, false);
+    parallel_for(this->ctx_, blocks, 1, [&](index_t b, index_t) {  // what is known of every row
+      workspace<P> packed(this->ctx_, width * depth);
+      learn(b * side, std::min(n, (b + 1) * side), packed.data());
+    });
+    least_.assign(static_cast<std::size_t>(divide_up(n, unit) * unit),
+                  -std::numeric_limits<P>::max());
+    for (index_t i = 0; i < n; ++i)
+      if (this->has_neighbors(i)) least_[static_cast<std::size_t>(i)] = order::lowest;
+
+    auto const meet = [&](index_t left, index_t right) {
+      workspace<P> rows(this->ctx_, side * depth), columns(this->ctx_, side * depth);
+      auto const end = [&](index_t block) { return std::min(n, (block + 1) * side); };
+      this->repack_rows(left * side, end(left), rows.data());
+      this->repack_columns(right * side, end(right), columns.data());
+      index_t const row_panels = divide_up(end(left) - left * side, tile_rows);
+      index_t const group = k_rows_of_task / tile_rows;
+      for (index_t p = 0; p < row_panels; p += group) {
+        tile_block<P> const block{rows.data() + p * tile_rows * depth,
+                                  std::min(group, row_panels - p),
+                                  columns.data(),
+                                  divide_up(end(right) - right * side, width),
+                                  depth,
+                                  left * side + p * tile_rows,
+                                  right * side};
+        if (left == right)
+          this->selecting()(block, this->describe_strip(0), best_.data(), used_.data(), false);
+        else
+          this->selecting_both()(block, this->describe_strip(0), best_.data(), least_.data(),
+                                 used_.data());
+      }
+    };
+    parallel_for(this->ctx_, blocks, 1, [&](index_t b, index_t) { meet(b, b); });
+    for (index_t i = 0; i < n; ++i) {
+      P const bar = best_[static_cast<std::size_t>(i)].least();
+      if (bar > least_[static_cast<std::size_t>(i)]) least_[static_cast<std::size_t>(i)] = bar;
+    }
+    index_t const players = blocks + blocks % 2, rounds = players - 1;
+    for (index_t round = 0; round < rounds; ++round)
+      parallel_for(this->ctx_, players / 2, 1, [&](index_t i, index_t) {
+        index_t const one = i == 0 ? rounds : (round + i) % rounds;
+        index_t const other = i == 0 ? round : (round + rounds - i) % rounds;
+        if (std::max(one, other) < blocks) meet(std::min(one, other), std::max(one, other));
+      });
+    end(0, n, 1);
+  }
+
   void multiply(tile_block<P> const& block, index_t part) {
-    this->kernels_.select(block, this->describe_strip(part), best_.data() + part * this->states_,
-                          used_.data() + part * this->panels_, only_);
+    auto const select = this->selecting();
+    select(block, this->describe_strip(part), best_.data() + part * this->states_,
+           used_.data() + part * this->panels_, only_);
   }
   void end(index_t first, index_t last, index_t parts) {
     double const reach = this->column_reach();
@@ -90,6 +156,16 @@ class knn_search : public neighbor_job<T, P> {
 
  private:
   static constexpr index_t k_state_bytes = index_t{64} << 20;
+  static constexpr index_t k_symmetric_bytes = index_t{1} << 30;
+  static constexpr index_t k_block_rows = 1024;
+
+  /// Packs both ways, for what is learnt of the rows on the way.
+  void learn(index_t begin, index_t end, P* scratch) {
+    for (index_t i = begin; i < end; i += this->size().rows)
+      this->pack_rows(i, std::min(this->size().rows, end - i), scratch);
+    for (index_t i = begin; i < end; i += this->size().width)
+      this->pack_columns(i, std::min(this->size().width, end - i), scratch);
+  }
 
   void finish(index_t i, index_t parts, entry_type* entries, index_t count, double reach,
               double* wide, std::vector<ranked>& found) {
@@ -99,7 +175,7 @@ class knn_search : public neighbor_job<T, P> {
       count = candidates_;
     }
     this->data_.exact.widen(knn_data<T>::row_of(this->data_.x, row), this->data_.x.strides[1],
-                            this->depth(), wide);
+                            this->dimensions(), wide);
     found.clear();
     auto const consider = [&](index_t id) {
       if (!this->data_.allows(row, id)) return;
@@ -124,6 +200,7 @@ class knn_search : public neighbor_job<T, P> {
       used = std::max(
           used, static_cast<double>(
                     used_[static_cast<std::size_t>(part * this->panels_ + i / this->size().rows)]));
+    used += this->pair_error(i, reach);
     if (zero_query || !(complete || proved(i, found, last, used, reach, wide)))
       failed_[static_cast<std::size_t>(this->first_ + i)] = 1;
   }
@@ -135,11 +212,11 @@ class knn_search : public neighbor_job<T, P> {
     if (this->data_.exact_scores) return true;  // and equal scores were selected by index
     auto const k = static_cast<std::size_t>(k_);
     if (found.size() < k) return false;
-    auto const d = static_cast<double>(this->depth());
+    auto const d = static_cast<double>(this->dimensions());
     double const farthest = found[k - 1].distance;
     double const norm = this->row_norm_[static_cast<std::size_t>(i)];
     if (this->data_.by_product()) {
-      double const error = 1.25 * this->k_unit * (d + 8) * norm * reach + d * this->k_tiny +
+      double const error = 1.25 * this->k_unit * (d + 8) * norm * reach + used + d * this->k_tiny +
                            4 * (d + 16) * this->k_exact_unit * norm * (reach + this->shift_norm());
       return -farthest - this->taken_by_shift(wide) > last + error;
     }
@@ -164,7 +241,8 @@ class knn_search : public neighbor_job<T, P> {
   index_t k_, candidates_;
   std::optional<workspace<entry_type>> buffers_;
   std::vector<selector> best_;
-  std::vector<P> used_;  // greatest error of a score by products, per part and panel of rows
+  std::vector<P> least_;  // of every row's state, run_symmetric
+  std::vector<P> used_;   // greatest error of a score by products, per part and panel of rows
   std::vector<char> failed_;
 };
 

@@ -13,11 +13,12 @@ namespace subspan::detail {
 template <class T, class P>
 class neighbor_job {
  public:
-  neighbor_job(knn_data<T> const& data, knn_kernels<T, P> const& kernels,
+  neighbor_job(knn_data<T> const& data, knn_kernels<T, P> const& kernels, pair_kernels const* pairs,
                std::vector<index_t> row_ids)
       : data_(data),
         ctx_(data.ctx),
         kernels_(kernels),
+        pairs_(pairs),
         row_ids_(std::move(row_ids)),
         x_{data.x.data,       static_cast<index_t>(row_ids_.size()),
            data.depth(),      data.x.strides[0],
@@ -26,7 +27,8 @@ class neighbor_job {
            data.y.strides[0], data.y.strides[1], data.compacted ? data.column_ids.data() : nullptr},
         shift_(ctx_, data.depth()),
         column_half_(ctx_, divide_up(y_.count, size().width) * size().width),
-        column_reach_(ctx_, divide_up(y_.count, size().width)) {
+        column_reach_(ctx_, divide_up(y_.count, size().width)),
+        column_residual_(ctx_, divide_up(y_.count, size().width)) {
     for (index_t r = 0; r < data.depth(); ++r)
       shift_[r] = static_cast<P>(data.shift[static_cast<std::size_t>(r)]);
     if (data.cosine()) {
@@ -38,25 +40,40 @@ class neighbor_job {
 
   index_t rows() const { return x_.count; }
   index_t columns() const { return y_.count; }
-  index_t depth() const { return x_.depth; }
+  /// Of a panel: a pair counts once.
+  index_t depth() const { return pairs_ != nullptr ? divide_up(x_.depth, 2) : x_.depth; }
   tile_size size() const { return kernels_.size; }
 
   void pack_rows(index_t first, index_t count, P* out) {
     auto const tile_rows = size().rows;
+    auto const at = static_cast<std::size_t>(first - first_);
     packing<P> const how{data_.by_product() ? nullptr : shift_.data(),
                          data_.cosine() ? row_scale_.data() : nullptr};
-    kernels_.pack(x_, how, first, count, tile_rows, out);
-    auto const at = static_cast<std::size_t>(first - first_);
-    describe(out, tile_rows, count, row_half_.data() + at, row_norm_.data() + at,
-             row_reach_[at / static_cast<std::size_t>(tile_rows)], x_, how.scale, first);
+    pack(x_, how, first, count, tile_rows, out, row_half_.data() + at, row_norm_.data() + at,
+         row_residual_.data() + at, row_reach_[at / static_cast<std::size_t>(tile_rows)]);
   }
   void pack_columns(index_t first, index_t count, P* out) {
     auto const width = size().width;
-    double norms[k_widest_panel];
+    double norms[k_widest_panel], residuals[k_widest_panel];
     packing<P> const how{shift_.data(), data_.cosine() ? column_scale_.data() : nullptr};
-    kernels_.pack(y_, how, first, count, width, out);
-    describe(out, width, count, column_half_.data() + first, norms, column_reach_[first / width],
-             y_, how.scale, first);
+    pack(y_, how, first, count, width, out, column_half_.data() + first, norms, residuals,
+         column_reach_[first / width]);
+    column_residual_[first / width] = *std::max_element(residuals, residuals + width);
+  }
+
+  /// Rows or columns once more, with nothing new to be learnt of them.
+  void repack_rows(index_t begin, index_t end, P* out) const {
+    auto const tile_rows = size().rows;
+    packing<P> const how{data_.by_product() ? nullptr : shift_.data(),
+                         data_.cosine() ? row_scale_.data() : nullptr};
+    for (index_t i = begin; i < end; i += tile_rows, out += tile_rows * depth())
+      pack_only(x_, how, i, std::min(tile_rows, end - i), tile_rows, out);
+  }
+  void repack_columns(index_t begin, index_t end, P* out) const {
+    auto const width = size().width;
+    packing<P> const how{shift_.data(), data_.cosine() ? column_scale_.data() : nullptr};
+    for (index_t i = begin; i < end; i += width, out += width * depth())
+      pack_only(y_, how, i, std::min(width, end - i), width, out);
   }
 
   /// A square was too large for P: nothing that was delivered counts.
@@ -77,6 +94,7 @@ class neighbor_job {
     states_ = panels_ * tile_rows;
     row_half_.assign(static_cast<std::size_t>(states_), k_nan);
     row_norm_.assign(static_cast<std::size_t>(states_), 0.0);
+    row_residual_.assign(static_cast<std::size_t>(states_), 0.0);
     row_reach_.assign(static_cast<std::size_t>(panels_), 0);
     difference_tiles_.assign(static_cast<std::size_t>(parts * panels_), 0);
   }
@@ -101,6 +119,30 @@ class neighbor_job {
     return strip;
   }
 
+  auto selecting() const {
+    if constexpr (std::is_same_v<P, float>)
+      if (pairs_ != nullptr) return pairs_->select;
+    return kernels_.select;
+  }
+  auto selecting_both() const {
+    if constexpr (std::is_same_v<P, float>)
+      if (pairs_ != nullptr) return pairs_->select_both;
+    return kernels_.select_both;
+  }
+  /// What the rounding to pairs can do to a score of row i; `reach` is column_reach().
+  double pair_error(index_t i, double reach) const {
+    if (pairs_ == nullptr) return 0;
+    double residual = 0;
+    for (index_t p = 0; p < divide_up(y_.count, size().width); ++p)
+      residual = std::max(residual, column_residual_[p]);
+    double const norm = row_norm_[static_cast<std::size_t>(i)];
+    double const own = row_residual_[static_cast<std::size_t>(i)];
+    // The instruction flushes denormals and rounds after each of its two additions.
+    return (own * (reach + residual) + (norm + own) * residual) * (1 + 1e-9) +
+           2.5 * k_unit * (static_cast<double>(dimensions()) / 4 + 8) * (norm + reach) *
+               (norm + reach);
+  }
+
   /// The greatest norm of a row of y, as packed.
   double column_reach() const {
     double reach = 0;
@@ -116,21 +158,24 @@ class neighbor_job {
     return !std::isnan(row_half_[static_cast<std::size_t>(i)]);
   }
 
-  bool may_differ() const { return !data_.by_product() && !data_.exact_scores; }
+  index_t dimensions() const { return x_.depth; }
+  bool may_differ() const {
+    return !data_.by_product() && !data_.exact_scores && pairs_ == nullptr;
+  }
   /// See neighbor_strip::error: d products and their sums, the rounding of both halves and of the
   /// packed elements; products are at most a quarter, halves a half of the square.
   double score_error() const {
-    return data_.exact_scores ? 0 : 1.25 * k_unit * (static_cast<double>(depth()) / 4 + 8);
+    return data_.exact_scores ? 0 : 1.25 * k_unit * (static_cast<double>(dimensions()) / 4 + 8);
   }
   /// Of inner products: what the shift of y has taken from row i's scores; `wide` is the row in double.
   double taken_by_shift(double const* wide) const {
     double sum = 0;
-    for (index_t r = 0; r < depth(); ++r) sum += wide[r] * static_cast<double>(shift_[r]);
+    for (index_t r = 0; r < dimensions(); ++r) sum += wide[r] * static_cast<double>(shift_[r]);
     return sum;
   }
   double shift_norm() const {
     double square = 0;
-    for (index_t r = 0; r < depth(); ++r)
+    for (index_t r = 0; r < dimensions(); ++r)
       square += static_cast<double>(shift_[r]) * static_cast<double>(shift_[r]);
     return std::sqrt(square);
   }
@@ -138,13 +183,15 @@ class neighbor_job {
   knn_data<T> const& data_;
   context const& ctx_;
   knn_kernels<T, P> const& kernels_;
+  pair_kernels const* pairs_;  // of the first pass in low precision
   std::vector<index_t> row_ids_;
   vector_set<T> x_, y_;
   workspace<P> shift_, column_half_, column_reach_;
+  workspace<double> column_residual_;
   std::vector<double> row_scale_, column_scale_;  // cosine
   index_t first_ = 0, panels_ = 0, states_ = 0;   // of the strip; states: its rows with padding
   std::vector<P> row_half_, row_reach_;
-  std::vector<double> row_norm_;
+  std::vector<double> row_norm_, row_residual_;
 
  private:
   static double inverse(std::vector<double> const& norms, index_t i) {
@@ -152,16 +199,43 @@ class neighbor_job {
     return norm == 0 ? 0 : 1 / norm;
   }
 
-  /// Halves and norms of a packed panel: vectors first.. of `from`.
-  void describe(P const* panel, index_t width, index_t count, P* half, double* norms, P& reach,
-                vector_set<T> const& from, double const* scale, index_t first) {
+  void pack_only(vector_set<T> const& from, packing<P> const& how, index_t first, index_t count,
+                 index_t width, P* out) const {
+    if constexpr (std::is_same_v<P, float>)
+      if (pairs_ != nullptr) {
+        double residuals[k_widest_panel];
+        workspace<float> panel(ctx_, width * dimensions());
+        kernels_.pack(from, how, first, count, width, panel.data());
+        pairs_->pack(panel.data(), dimensions(), width, out, residuals);
+        return;
+      }
+    kernels_.pack(from, how, first, count, width, out);
+  }
+
+  /// Packs vectors first.. of `from` into a panel, with what is to be known about each of them.
+  void pack(vector_set<T> const& from, packing<P> const& how, index_t first, index_t count,
+            index_t width, P* out, P* half, double* norms, double* residuals, P& reach) {
     double squares[k_widest_panel];
-    kernels_.squares(panel, depth(), width, squares);
+    std::fill_n(residuals, width, 0.0);
+    bool paired = false;
+    if constexpr (std::is_same_v<P, float>)
+      if (pairs_ != nullptr) {
+        workspace<float> panel(ctx_, width * dimensions());
+        kernels_.pack(from, how, first, count, width, panel.data());
+        kernels_.squares(panel.data(), dimensions(), width, squares);
+        pairs_->pack(panel.data(), dimensions(), width, out, residuals);
+        paired = true;
+      }
+    if (!paired) {
+      kernels_.pack(from, how, first, count, width, out);
+      kernels_.squares(out, dimensions(), width, squares);
+    }
     double most = 0;
     for (index_t c = 0; c < width; ++c) {
       half[c] = k_nan;
       norms[c] = 0;
-      if (c >= count || (scale != nullptr && scale[first + c] == 0)) continue;
+      residuals[c] = std::isfinite(residuals[c]) ? std::sqrt(residuals[c]) : 0;
+      if (c >= count || (how.scale != nullptr && how.scale[first + c] == 0)) continue;
       if (!(squares[c] <= static_cast<double>(std::numeric_limits<P>::max()) / 64)) {
         if (is_finite(from, first + c)) overflowed_ = true;
         continue;
@@ -175,8 +249,8 @@ class neighbor_job {
 
   bool is_finite(vector_set<T> const& from, index_t i) const {
     workspace<double> wide(ctx_, data_.padded_depth());
-    data_.exact.widen(from[i], from.stride, depth(), wide.data());
-    return std::all_of(wide.data(), wide.data() + depth(),
+    data_.exact.widen(from[i], from.stride, dimensions(), wide.data());
+    return std::all_of(wide.data(), wide.data() + dimensions(),
                        [](double v) { return std::isfinite(v); });
   }
 

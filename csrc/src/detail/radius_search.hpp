@@ -13,7 +13,7 @@ class radius_search : public neighbor_job<T, P> {
  public:
   radius_search(knn_data<T> const& data, knn_kernels<T, P> const& kernels,
                 std::vector<index_t> row_ids, double radius)
-      : neighbor_job<T, P>(data, kernels, std::move(row_ids)),
+      : neighbor_job<T, P>(data, kernels, nullptr, std::move(row_ids)),
         radius_(radius),
         limit_(limit_of(data.params.metric, radius)),
         rows_(this->row_ids_.size()) {}
@@ -33,8 +33,8 @@ class radius_search : public neighbor_job<T, P> {
         widen(this->row_id(i), wide.data());
         double const offset = this->taken_by_shift(wide.data());
         double norm = 0;
-        for (index_t r = 0; r < this->depth(); ++r) norm += wide[r] * wide[r];
-        double const doubt = 4 * static_cast<double>(this->depth() + 16) * this->k_exact_unit *
+        for (index_t r = 0; r < this->dimensions(); ++r) norm += wide[r] * wide[r];
+        double const doubt = 4 * static_cast<double>(this->dimensions() + 16) * this->k_exact_unit *
                              std::sqrt(norm) * (far + 1);
         double const bar = radius_ - offset - doubt;
         bars_[static_cast<std::size_t>(i)] = static_cast<P>(bar - 4 * this->k_unit * std::abs(bar));
@@ -77,7 +77,7 @@ class radius_search : public neighbor_job<T, P> {
 
   void widen(index_t row, double* out) const {
     this->data_.exact.widen(knn_data<T>::row_of(this->data_.x, row), this->data_.x.strides[1],
-                            this->depth(), out);
+                            this->dimensions(), out);
   }
 
   void decide(index_t group, index_t rows, index_t parts) {

@@ -106,7 +106,10 @@ class row_selector {
   /// Entries that the buffer of a row takes.
   static constexpr index_t room(index_t k) { return capacity(k) + widest; }
 
-  row_selector(index_t k, entry_type* buffer) : buffer_(buffer), k_(k), full_(capacity(k)) {}
+  /// ascending: of equal scores the one with the smaller index comes first. Costs nothing where it is
+  /// so, and spares what is equal to the k-th.
+  row_selector(index_t k, entry_type* buffer, bool ascending = true)
+      : buffer_(buffer), k_(k), full_(capacity(k)), ascending_(ascending) {}
 
   index_t k() const { return k_; }
   index_t count() const { return count_; }
@@ -129,7 +132,7 @@ class row_selector {
     if (count_ >= full_) shrink();
   }
 
-  /// One score, in any order of the indices but for equal scores: these ascend.
+  /// One score.
   void add(S score, std::uint32_t index) {
     if (!(score >= least_) || closed_) return;
     *end() = make_entry<key_type>(order::key(score), index);
@@ -147,15 +150,16 @@ class row_selector {
     std::nth_element(buffer_, buffer_ + (k_ - 1), buffer_ + count_, std::greater<>());
     count_ = k_;
     key_type const last = key_of(buffer_[k_ - 1]);
-    // Later scores have greater indices, so an equal one loses.
-    closed_ = last == order::key(order::highest);
-    if (!closed_) raise(order::score(last + 1));
+    // Where later scores have greater indices, an equal one loses.
+    closed_ = ascending_ && last == order::key(order::highest);
+    if (!closed_) raise(order::score(ascending_ ? last + 1 : last));
   }
 
   entry_type* buffer_;
   index_t k_, full_;
   index_t count_ = 0;
   S least_ = order::lowest;
+  bool ascending_;
   bool closed_ = false;
 };
 

@@ -111,8 +111,7 @@ inline void append(detail::row_selector<S>& row, lanes<S> v, std::uint32_t first
   row.appended(taken);
 }
 
-/// A vector of scores with the indices first, first + 1, ...; of equal scores of a row the one with
-/// the smaller index must come first. Lanes that are not in `valid` do not count.
+/// A vector of scores with the indices first, first + 1, .... Lanes that are not in `valid` do not count.
 template <class S>
 inline void push(detail::row_selector<S>& row, lanes<S> v, std::uint32_t first,
                  unsigned valid = ~0u) {

@@ -1,42 +1,101 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
 // detail/tile_engine.hpp, detail/product_tile.inl.hpp and detail/widen.inl.hpp.
 
-/// One panel: `count` <= width vectors from `first` on, the rest zeros.
+/// Four lines of 4 n elements side by side: out[c * width + i] = line i [c].
+template <class P>
+void interleave(P const* lines, index_t line, index_t n, index_t width, P* out) {
+  typedef P four __attribute__((vector_size(4 * sizeof(P)), aligned(sizeof(P))));
+  auto const at = [&](int i, index_t c) -> four const& {
+    return *reinterpret_cast<four const*>(lines + i * line + c);
+  };
+  for (index_t c = 0; c < n; c += 4, out += 4 * width) {
+    four const w = at(0, c), x = at(1, c), y = at(2, c), z = at(3, c);
+    four const wy0 = __builtin_shufflevector(w, y, 0, 4, 1, 5);
+    four const wy1 = __builtin_shufflevector(w, y, 2, 6, 3, 7);
+    four const xz0 = __builtin_shufflevector(x, z, 0, 4, 1, 5);
+    four const xz1 = __builtin_shufflevector(x, z, 2, 6, 3, 7);
+    auto const to = [&](int r) -> four& { return *reinterpret_cast<four*>(out + r * width); };
+    to(0) = __builtin_shufflevector(wy0, xz0, 0, 4, 1, 5);
+    to(1) = __builtin_shufflevector(wy0, xz0, 2, 6, 3, 7);
+    to(2) = __builtin_shufflevector(wy1, xz1, 0, 4, 1, 5);
+    to(3) = __builtin_shufflevector(wy1, xz1, 2, 6, 3, 7);
+  }
+}
+
+/// n elements of a vector from r on, as they are packed; null: n zeros.
 template <class T, class P>
-void pack_panel(detail::vector_set<T> const& from, detail::packing<P> const& how, index_t first,
-                index_t count, index_t width, P* out) {
-  constexpr index_t chunk = 64;
-  P line[chunk];
-  if (count < width) std::fill_n(out, width * from.depth, P{0});
-  if (from.step == 1 && from.ids == nullptr && how.scale == nullptr) {
-    for (index_t r = 0; r < from.depth; ++r, out += width) {
-      T const* const in = from.data + first + r * from.stride;
-      P const shift = how.shift != nullptr ? how.shift[r] : P{0};
-#pragma omp simd
-      for (index_t i = 0; i < count; ++i) out[i] = static_cast<P>(widen_one(in[i])) - shift;
+void prepare_line(T const* vector, index_t stride, index_t r, index_t n, P const* shift,
+                  double const* scale, P* line) {
+  if (vector == nullptr) {
+    std::fill_n(line, n, P{0});
+  } else if (scale != nullptr) {
+    for (index_t c = 0; c < n; ++c) {
+      double const v = static_cast<double>(widen_one(vector[(r + c) * stride])) * *scale;
+      line[c] = static_cast<P>(shift != nullptr ? v - static_cast<double>(shift[r + c]) : v);
     }
+  } else {
+    widen<T, P>(vector + r * stride, stride, n, line);
+    if (shift != nullptr)
+#pragma omp simd
+      for (index_t c = 0; c < n; ++c) line[c] -= shift[r + c];
+  }
+}
+
+/// One panel: `count` <= width vectors from `first` on, each read along itself, the rest zeros.
+template <class T, class P>
+void pack_lines(detail::vector_set<T> const& from, detail::packing<P> const& how, index_t first,
+                index_t count, index_t width, P* out) {
+  constexpr index_t chunk = 256;
+  alignas(64) P lines[4 * chunk];
+  static_assert(tile_shape<P>::rows % 4 == 0 && tile_shape<P>::width % 4 == 0);
+  for (index_t i = 0; i < width; i += 4)
+    for (index_t r = 0; r < from.depth; r += chunk) {
+      index_t const n = std::min(chunk, from.depth - r), whole = n / 4 * 4;
+      for (index_t j = 0; j < 4; ++j)
+        prepare_line<T, P>(i + j < count ? from[first + i + j] : nullptr, from.stride, r, n,
+                           how.shift, how.scale != nullptr ? how.scale + first + i + j : nullptr,
+                           lines + j * chunk);
+      P* const to = out + r * width + i;
+      interleave<P>(lines, chunk, whole, width, to);
+      for (index_t c = whole; c < n; ++c)
+        for (index_t j = 0; j < 4; ++j) to[c * width + j] = lines[j * chunk + c];
+    }
+}
+
+/// n elements of a row of vectors that lie side by side, and zeros up to the width.
+template <class T, class P>
+[[gnu::always_inline]] inline void copy_row(T const* in, P shift, index_t n, index_t width,
+                                            P* out) {
+#pragma omp simd
+  for (index_t i = 0; i < n; ++i) out[i] = static_cast<P>(widen_one(in[i])) - shift;
+  std::fill(out + n, out + width, P{0});
+}
+
+/// `count` vectors from `first` on, panel after panel, the last one filled with zeros. Vectors that
+/// lie side by side are read row by row through all panels: a row is as far from the next as
+/// memory allows, so the longer it is, the better.
+template <class T, class P>
+void pack_panels(detail::vector_set<T> const& from, detail::packing<P> const& how, index_t first,
+                 index_t count, index_t width, P* out) {
+  index_t const panel = width * from.depth;
+  if (from.step != 1 || from.ids != nullptr || how.scale != nullptr) {
+    for (index_t i = 0; i < count; i += width, out += panel)
+      pack_lines<T, P>(from, how, first + i, std::min(width, count - i), width, out);
     return;
   }
-  for (index_t r = 0; r < from.depth; r += chunk) {
-    index_t const n = std::min(chunk, from.depth - r);
-    for (index_t i = 0; i < count; ++i) {
-      T const* const in = from[first + i] + r * from.stride;
-      if (how.scale != nullptr) {
-        double const scale = how.scale[first + i];
-        for (index_t c = 0; c < n; ++c) {
-          double const v = static_cast<double>(widen_one(in[c * from.stride])) * scale;
-          line[c] =
-              static_cast<P>(how.shift != nullptr ? v - static_cast<double>(how.shift[r + c]) : v);
-        }
-      } else {
-        widen<T, P>(in, from.stride, n, line);
-        if (how.shift != nullptr)
-#pragma omp simd
-          for (index_t c = 0; c < n; ++c) line[c] -= how.shift[r + c];
-      }
-      P* const column = out + r * width + i;
-      for (index_t c = 0; c < n; ++c) column[c * width] = line[c];
-    }
+  constexpr index_t ahead = 4, line = 64 / static_cast<index_t>(sizeof(T));
+  for (index_t r = 0; r < from.depth; ++r, out += width) {
+    T const* const in = from.data + first + r * from.stride;
+    if (r + ahead < from.depth)
+      for (index_t i = 0; i < count; i += line) __builtin_prefetch(in + ahead * from.stride + i);
+    P const shift = how.shift != nullptr ? how.shift[r] : P{0};
+    P* to = out;
+    index_t i = 0;
+    if (width == tile_shape<P>::width)  // a constant, so there are no loops
+      for (; i + width <= count; i += width, to += panel)
+        copy_row<T, P>(in + i, shift, tile_shape<P>::width, tile_shape<P>::width, to);
+    for (; i < count; i += width, to += panel)
+      copy_row<T, P>(in + i, shift, std::min(width, count - i), width, to);
   }
 }
 
@@ -82,8 +141,18 @@ template <class P>
           sum[i][v];
 }
 
+/// How the elements of two packed panels come into the sums.
+template <class P>
+struct by_products {
+  template <int Step>
+  [[gnu::always_inline]] static void accumulate_into(typename tile_shape<P>::sums& sum,
+                                                     index_t depth, P const* a, P const* b) {
+    accumulate<Step>(depth, a, b, sum);
+  }
+};
+
 /// All tiles of a block through an epilogue, panel of columns by panel of columns.
-template <class P, class Epilogue>
+template <class P, class Form = by_products<P>, class Epilogue>
 void multiply_tiles(detail::tile_block<P> const& block, Epilogue& epilogue) {
   using shape = tile_shape<P>;
   using sums = typename shape::sums;
@@ -111,7 +180,7 @@ void multiply_tiles(detail::tile_block<P> const& block, Epilogue& epilogue) {
           if constexpr (Differences)
             accumulate_differences<shape::rows>(n, a, b, sum);
           else
-            accumulate<shape::rows>(n, a, b, sum);
+            Form::template accumulate_into<shape::rows>(sum, n, a, b);
           if (r + n < depth)
             store_sums<P>(sum, rest);
           else

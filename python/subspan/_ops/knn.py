@@ -101,8 +101,10 @@ def knn(
     ids : array of int64 (m,), optional
         The rows of y that may be neighbours, in any order; together with mask, those that both
         allow.
-    precision : {"exact", "fast"}
+    precision : {"exact", "certified", "fast"}
         "exact": the k nearest by the distances in float64, proved for every row or searched again.
+        "certified": the same result, after a first pass by products in bfloat16 where the CPU
+        multiplies those.
         "fast": of the nearest by products in float32, without the proof; the distances and their
         order are in float64 all the same.
     dtype : {"float32", "float64"}, optional
@@ -162,7 +164,7 @@ def knn(
     rows, others, same = _rows(function, x, y)
     k = _checks.integer(function, "k", k, low=1)
     _checks.choice(function, "metric", metric, _METRICS)
-    _checks.choice(function, "precision", precision, ("exact", "fast"))
+    _checks.choice(function, "precision", precision, ("exact", "certified", "fast"))
     wanted = _distance_dtype(function, x, dtype)
     without_self = _exclusion(function, exclude_self, same)
     q, n = int(rows.shape[0]), int(others.shape[0])

@@ -30,7 +30,7 @@ class NearestNeighbors(Estimator):
     radius : float
         How far, where a call does not say.
     metric : {"euclidean", "sqeuclidean", "inner_product", "cosine"}
-    precision : {"exact", "fast"}
+    precision : {"exact", "certified", "fast"}
         As in `subspan.knn`.
 
     Attributes
@@ -99,7 +99,7 @@ class NearestNeighbors(Estimator):
         _checks.integer(function, "n_neighbors", self.n_neighbors, low=1)
         _checks.real(function, "radius", self.radius)
         _checks.choice(function, "metric", self.metric, METRICS)
-        _checks.choice(function, "precision", self.precision, ("exact", "fast"))
+        _checks.choice(function, "precision", self.precision, ("exact", "certified", "fast"))
         rows = as_rows(X, function)
         check_finite(rows, function)
         vars(self).pop("feature_names_in_", None)

@@ -34,7 +34,7 @@ def knn_graph(
     mode : {"distance", "connectivity"}
         Weights of the edges: distances (similarities for inner products), or 1. Distances of zero
         are stored.
-    precision : {"exact", "fast"}
+    precision : {"exact", "certified", "fast"}
         As in `subspan.knn`.
 
     Returns
