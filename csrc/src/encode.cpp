@@ -14,7 +14,6 @@
 #include "detail/contract.hpp"
 #include "detail/dtypes.hpp"
 #include "detail/encode_kernels.hpp"
-#include "detail/narrow.hpp"
 #include "detail/product_tile.hpp"
 #include "detail/route.hpp"
 
@@ -23,140 +22,15 @@
 
 namespace subspan::cpu::SUBSPAN_LEVEL {
 namespace {
+// In this order: the later ones need the earlier.
+// clang-format off
+#include "detail/narrow.inl.hpp"
+#include "detail/widen.inl.hpp"
 #include "detail/product_tile.inl.hpp"
 #include "detail/row_selector.inl.hpp"
-#include "detail/widen.inl.hpp"
-// (the engine needs what is above)
 #include "detail/tile_engine.inl.hpp"
-
-template <class P, bool Rectified>
-struct select_largest {
-  detail::row_selector<P>* rows;
-  P const* bias;
-
-  template <bool>
-  [[gnu::always_inline]] void take(typename tile_shape<P>::sums& sum, index_t row0,
-                                   index_t column0) {
-    using shape = tile_shape<P>;
-    typename shape::vector add[shape::vectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < shape::vectors; ++v)
-      add[v] =
-          *reinterpret_cast<typename shape::in_memory const*>(bias + column0 + v * shape::lanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < shape::rows; ++i) {
-      auto& row = rows[row0 + i];
-      unsigned mask[shape::vectors], any = 0;
-#pragma GCC unroll 8
-      for (int v = 0; v < shape::vectors; ++v) {
-        sum[i][v] += add[v];
-        if constexpr (Rectified)
-          sum[i][v] = sum[i][v] < 0 ? P{0} - typename shape::vector{} : sum[i][v];
-        any |= mask[v] = at_least<P>(sum[i][v], row.least());
-      }
-      if (any != 0) [[unlikely]] {
-        // A copy: sums whose address is taken would not stay in registers.
-        typename shape::vector scores[shape::vectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < shape::vectors; ++v) scores[v] = sum[i][v];
-        take_row(row, scores, column0);
-      }
-    }
-  }
-
-  [[gnu::noinline]] static void take_row(detail::row_selector<P>& row,
-                                         typename tile_shape<P>::vector const* scores,
-                                         index_t column0) {
-    using shape = tile_shape<P>;
-    for (int v = 0; v < shape::vectors; ++v)
-      push<P>(row, scores[v], static_cast<std::uint32_t>(column0 + v * shape::lanes));
-  }
-};
-
-template <class P>
-void select_block(detail::tile_block<P> const& block, detail::row_selector<P>* best, P const* bias,
-                  bool rectified) {
-  if (rectified) {
-    select_largest<P, true> epilogue{best, bias};
-    multiply_tiles<P>(block, epilogue);
-  } else {
-    select_largest<P, false> epilogue{best, bias};
-    multiply_tiles<P>(block, epilogue);
-  }
-}
-
-/// Passes the few entries that reach the bar of their column to `hit(row, column, value)`.
-template <class P, class Bar, class Hit>
-struct filter_entries {
-  P const* bias;
-  index_t rows;  // of the strip
-  Bar bar_of;    // of the columns of a vector
-  Hit hit;
-
-  template <bool>
-  [[gnu::always_inline]] void take(typename tile_shape<P>::sums& sum, index_t row0,
-                                   index_t column0) {
-    using shape = tile_shape<P>;
-#pragma GCC unroll 8
-    for (int v = 0; v < shape::vectors; ++v) {
-      index_t const column = column0 + v * shape::lanes;
-      auto const add = *reinterpret_cast<typename shape::in_memory const*>(bias + column);
-      typename shape::vector const bar = bar_of(column);
-#pragma GCC unroll 8
-      for (int i = 0; i < shape::rows; ++i) {
-        typename shape::vector const z = sum[i][v] + add;
-        if (unsigned const mask = at_least<P>(z, bar); mask != 0 && row0 + i < rows) [[unlikely]]
-          take_lanes(z, mask, row0 + i, column);
-      }
-    }
-  }
-
-  [[gnu::noinline]] void take_lanes(typename tile_shape<P>::vector z, unsigned mask, index_t row,
-                                    index_t column) {
-    P scores[tile_shape<P>::lanes];
-    __builtin_memcpy(scores, &z, sizeof scores);
-    for (; mask != 0; mask &= mask - 1) {
-      int const lane = __builtin_ctz(mask);
-      hit(static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(column + lane), scores[lane]);
-    }
-  }
-};
-
-template <class P>
-void select_of_batch(detail::tile_block<P> const& block, index_t first_row, index_t rows,
-                     P const* bias, detail::batch_selector<P>& best) {
-  using vector = typename tile_shape<P>::vector;
-  auto const bar = [&](index_t) { return best.least() - vector{}; };
-  auto const hit = [&](std::uint32_t row, std::uint32_t column, P z) {
-    best.add(z, static_cast<std::uint32_t>(first_row) + row, column);
-  };
-  filter_entries<P, decltype(bar), decltype(hit)> epilogue{bias, rows, bar, hit};
-  multiply_tiles<P>(block, epilogue);
-}
-
-template <class P>
-void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias, P const* bars,
-                std::vector<detail::code_hit<P>>& hits) {
-  auto const bar = [&](index_t column) {
-    return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(bars + column);
-  };
-  using order = detail::score_order<P>;
-  auto const hit = [&](std::uint32_t row, std::uint32_t column, P z) {
-    // Where subnormal numbers are flushed, 0 passes for the number above it: only bits tell.
-    if (order::key(z) >= order::key(bars[column])) hits.push_back({row, column, z});
-  };
-  filter_entries<P, decltype(bar), decltype(hit)> epilogue{bias, rows, bar, hit};
-  multiply_tiles<P>(block, epilogue);
-}
-
-template <class T, class P>
-inline constexpr detail::encode_kernels<T, P> encode_table{
-    {tile_shape<P>::rows, tile_shape<P>::width},
-    &pack_panels<T, P>,
-    &select_block<P>,
-    &select_of_batch<P>,
-    &hits_above<P>};
-
+#include "detail/encode_kernels.inl.hpp"
+// clang-format on
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
 
@@ -164,6 +38,9 @@ inline constexpr detail::encode_kernels<T, P> encode_table{
 
 namespace subspan {
 namespace {
+
+using cpu::baseline::narrow_one;
+using cpu::baseline::widen_one;
 
 constexpr index_t k_state_bytes = index_t{64} << 20;
 
@@ -185,12 +62,11 @@ class encoding {
         bias_(ctx, padded()),
         shift_(ctx, how.b_pre ? x_.depth : 0) {
     for (index_t j = 0; j < w_.count; ++j)
-      bias_[j] = how.b_enc ? static_cast<P>(detail::widened((*how.b_enc)(j))) : P{0};
+      bias_[j] = how.b_enc ? static_cast<P>(widen_one((*how.b_enc)(j))) : P{0};
     std::fill(bias_.data() + w_.count, bias_.data() + padded(),
               std::numeric_limits<P>::quiet_NaN());
     if (how.b_pre)
-      for (index_t r = 0; r < x_.depth; ++r)
-        shift_[r] = static_cast<P>(detail::widened((*how.b_pre)(r)));
+      for (index_t r = 0; r < x_.depth; ++r) shift_[r] = static_cast<P>(widen_one((*how.b_pre)(r)));
   }
 
   index_t rows() const { return x_.count; }
@@ -200,7 +76,7 @@ class encoding {
   void pack_rows(index_t first, index_t count, P* out) const {
     kernels_.pack(x_, {shift_.data()}, first, count, size().rows, out);
   }
-  void pack_column_panels(index_t first, index_t count, P* out) const {
+  void pack_columns(index_t first, index_t count, P* out) const {
     kernels_.pack(w_, {}, first, count, size().width, out);
   }
 
@@ -269,7 +145,7 @@ class topk_encoding : public encoding<T> {
     for (index_t i = 0; i < count; ++i) {
       P const z = order::score(detail::key_of(entries[i]));
       bool const cut = rectifier_ != activation::identity && z < 0;
-      values_(row, i) = detail::narrow<T>(cut ? P{0} : z);
+      values_(row, i) = narrow_one<T>(cut ? P{0} : z);
       indices_(row, i) = detail::index_of(entries[i]);
     }
     if (count < k_) fill_with_nan(row, count);
@@ -286,7 +162,7 @@ class topk_encoding : public encoding<T> {
         ++next;
         continue;
       }
-      values_(row, count) = detail::narrow<T>(std::numeric_limits<P>::quiet_NaN());
+      values_(row, count) = narrow_one<T>(std::numeric_limits<P>::quiet_NaN());
       indices[count++] = j;
     }
   }
@@ -371,7 +247,7 @@ class threshold_encoding : public encoding<T> {
       : encoding<T>(ctx, x, how), bars_(ctx, this->padded()) {
     constexpr P infinity = std::numeric_limits<P>::infinity();
     for (index_t j = 0; j < this->padded(); ++j) {
-      P const bar = j < this->columns() ? static_cast<P>(detail::widened(threshold(j))) : infinity;
+      P const bar = j < this->columns() ? static_cast<P>(widen_one(threshold(j))) : infinity;
       bars_[j] =
           bar == infinity ? std::numeric_limits<P>::quiet_NaN() : std::nextafter(bar, infinity);
     }
@@ -476,7 +352,7 @@ void batch_topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T
   for (index_t t = 0; t <= x.shape[0]; ++t) offsets(t) = 0;
   for (std::size_t i = 0; i < entries.size(); ++i) {
     std::uint64_t const place = ~entries[i].place;
-    out.values(i) = detail::narrow<T>(order::score(entries[i].key));
+    out.values(i) = narrow_one<T>(order::score(entries[i].key));
     out.indices(i) = static_cast<index_t>(place & 0xffffffffu);
     ++offsets(static_cast<index_t>(place >> 32) + 1);
   }
@@ -512,7 +388,7 @@ void threshold_encode(context const& ctx, strided_view<T const, 2> x, encoder<T>
       std::sort(codes.begin() + offsets(t), codes.begin() + offsets(t + 1),
                 [](auto const& a, auto const& b) { return a.first < b.first; });
     for (index_t i = offsets(begin); i < offsets(end); ++i) {
-      out.values(i) = detail::narrow<T>(codes[static_cast<std::size_t>(i)].second);
+      out.values(i) = narrow_one<T>(codes[static_cast<std::size_t>(i)].second);
       out.indices(i) = codes[static_cast<std::size_t>(i)].first;
     }
   });

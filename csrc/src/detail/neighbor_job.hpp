@@ -56,9 +56,11 @@ class neighbor_job {
     auto const width = size().width;
     double norms[k_widest_panel], residuals[k_widest_panel];
     packing<P> const how{shift_.data(), data_.cosine() ? column_scale_.data() : nullptr};
-    pack(y_, how, first, count, width, out, column_half_.data() + first, norms, residuals,
-         column_reach_[first / width]);
-    column_residual_[first / width] = *std::max_element(residuals, residuals + width);
+    for (index_t const end = first + count; first < end; first += width, out += width * depth()) {
+      pack(y_, how, first, std::min(width, end - first), width, out, column_half_.data() + first,
+           norms, residuals, column_reach_[first / width]);
+      column_residual_[first / width] = *std::max_element(residuals, residuals + width);
+    }
   }
 
   /// Rows or columns once more, with nothing new to be learnt of them.

@@ -77,8 +77,7 @@ constexpr index_t divide_up(index_t n, index_t unit) { return (n + unit - 1) / u
 ///   index_t strip();                            rows whose states may be alive together
 ///   void begin(first, last, parts)              a strip begins; every row has a state per part
 ///   void pack_rows(first, count, P* out)        one panel: rows first.., at most size().rows
-///   void pack_columns(first, count, P* out)     likewise; or, in its place, several panels in a row:
-///   void pack_column_panels(first, count, P* out)
+///   void pack_columns(first, count, P* out)     any number of panels, the last one may be short
 ///   void multiply(tile_block<P>, part)          on any thread; no other one has these states
 ///   void end(first, last, parts)
 ///
@@ -109,12 +108,7 @@ void run_tiles(context const& ctx, Job& job) {
   workspace<P> left(ctx, strip * depth);
   workspace<P> right(ctx, shared ? held * width * depth : 0);
   auto const pack_columns = [&](index_t begin, index_t end, P* out) {
-    if constexpr (requires { job.pack_column_panels(begin, end, out); })
-      job.pack_column_panels(begin * width, std::min(end * width, job.columns()) - begin * width,
-                             out);
-    else
-      for (index_t p = begin; p < end; ++p, out += width * depth)
-        job.pack_columns(p * width, std::min(width, job.columns() - p * width), out);
+    job.pack_columns(begin * width, std::min(end * width, job.columns()) - begin * width, out);
   };
 
   for (index_t first = 0; first < rows; first += strip) {
