@@ -40,7 +40,9 @@ def memory_gib() -> float:
 def versions() -> dict[str, str]:
     """Return the versions of what is compared."""
     found = {}
-    for name in ("subspan", "numpy", "scipy", "torch", "scikit-learn", "threadpoolctl"):
+    for name in (
+        *("subspan", "numpy", "scipy", "torch", "scikit-learn", "faiss-cpu", "threadpoolctl"),
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -81,6 +81,8 @@ def test_the_primitives_have_examples():
         "topk_encode",
         "batch_topk_encode",
         "threshold_encode",
+        "knn",
+        "radius_neighbors",
         "Moments",
         "PCA",
         "show_config",

@@ -10,7 +10,7 @@ import subspan
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
-STEMS = ("svd", "eigh", "qr", "pca", "topk", "encode")
+STEMS = ("svd", "eigh", "qr", "pca", "topk", "encode", "knn")
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
     *("_affine", "_arrays", "_checks", "_config", "_estimator", "_files", "_moments_estimator"),
@@ -121,7 +121,7 @@ def test_rule_4_a_stem_has_all_its_files(stem):
 
 
 def test_rule_4_every_public_header_is_a_stem_or_shared():
-    shared = {"abi", "context", "device", "error", "random", "subspan", "types", "view"}
+    shared = {"abi", "context", "device", "error", "ragged", "random", "subspan", "types", "view"}
     headers = {path.stem for path in (ROOT / "csrc" / "include" / "subspan").glob("*.hpp")}
     assert headers == shared | set(STEMS)
     whole = (ROOT / "csrc" / "include" / "subspan" / "subspan.hpp").read_text()
@@ -142,10 +142,10 @@ def test_an_import_is_light(run_python):
 
 def test_the_public_names_are_these():
     assert set(subspan.__all__) == {
-        *("PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "SVDInfo", "TopK"),
+        *("KNN", "PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "Radius", "SVDInfo", "TopK"),
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
+        *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
         "sparse_decode",
-        *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

@@ -58,12 +58,30 @@ void scan(detail::knn_data<T> const& data, std::vector<index_t> const& rows,
     std::vector<detail::ranked> found;
     index_t const count = best.keep_best();
     for (index_t i = 0; i < count; ++i) {
-      auto const entry = best.entries()[i];
-      found.push_back({-detail::score_order<double>::score(detail::key_of(entry)),
-                       data.id(detail::index_of(entry))});
+      // Measured again: a key does not keep the sign of a zero.
+      index_t const id = data.id(detail::index_of(best.entries()[i]));
+      found.push_back({data.distance(wide.data(), row, id), id});
     }
     std::sort(found.begin(), found.end());
     out.deliver(data.params.metric, row, found);
+  });
+}
+
+/// The same for a radius.
+template <class T>
+void scan_within(detail::knn_data<T> const& data, double radius,
+                 std::vector<std::vector<detail::ranked>>& found) {
+  detail::parallel_for(data.ctx, data.rows(), 1, [&](index_t row, index_t) {
+    auto& near = found[static_cast<std::size_t>(row)];
+    near.clear();
+    detail::workspace<double> wide(data.ctx, data.padded_depth());
+    data.exact.widen(data.row_of(data.x, row), data.x.strides[1], data.depth(), wide.data());
+    for (index_t c = 0; c < data.columns(); ++c)
+      if (data.allows(row, data.id(c)))
+        if (double const distance = data.distance(wide.data(), row, data.id(c));
+            data.is_within(distance, radius))
+          near.push_back({distance, data.id(c)});
+    std::sort(near.begin(), near.end());
   });
 }
 
@@ -181,7 +199,8 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
     }
   if (!done) {
     rows = first_integers(q);
-    pass.template operator()<double>(nullptr, pad, false);
+    // Squares that double cannot hold: distances may be small enough all the same.
+    if (!pass.template operator()<double>(nullptr, pad, false)) rows = first_integers(q);
   } else if (!rows.empty() && data.by_product()) {
     stats.repeated_rows += static_cast<index_t>(rows.size());
     pass.template operator()<double>(nullptr, 4 * pad, false);
@@ -211,7 +230,10 @@ knn_stats radius_neighbors(context const& ctx, strided_view<T const, 2> x,
   bool done = false;
   if constexpr (!std::is_same_v<T, double>)
     if (!needs_double<T>(x.shape[1])) done = search_within<T, float>(data, radius, found, stats);
-  if (!done) search_within<T, double>(data, radius, found, stats);
+  if (!done && !search_within<T, double>(data, radius, found, stats)) {
+    stats.scanned_rows = q;
+    scan_within(data, radius, found);
+  }
 
   offsets(0) = 0;
   for (index_t i = 0; i < q; ++i)

@@ -18,6 +18,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
+from subspan._ops.knn import KNN, Radius, knn, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
@@ -25,12 +26,14 @@ from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
 from subspan._ops.topk import TopK, topk
 
 __all__ = [
+    "KNN",
     "PCA",
     "QR",
     "SVD",
     "Eigh",
     "EighInfo",
     "Moments",
+    "Radius",
     "RaggedCode",
     "SVDInfo",
     "SparseCode",
@@ -42,7 +45,9 @@ __all__ = [
     "eigvalsh",
     "errors",
     "get_num_threads",
+    "knn",
     "qr",
+    "radius_neighbors",
     "set_num_threads",
     "show_config",
     "sparse_decode",

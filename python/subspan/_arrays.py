@@ -21,6 +21,7 @@ __all__ = [
     "dtype_name",
     "empty_like_on",
     "exportable",
+    "from_numpy",
     "library_of",
     "require_array",
     "require_same",
@@ -161,6 +162,17 @@ def deliver(x: Any, out: Any) -> Any:
         return out
     namespace = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
     return out if namespace is None else namespace.asarray(out)
+
+
+def from_numpy(x: Any, out: np.ndarray[Any, Any]) -> Any:
+    """``out``, made by numpy, as an array of ``x``'s library on its device."""
+    library = library_of(x)
+    if library == "torch":
+        return sys.modules["torch"].from_numpy(out).to(x.device)
+    if library == "cupy":
+        with x.device:
+            return sys.modules["cupy"].asarray(out)
+    return deliver(x, out)
 
 
 def to_numpy(x: Any) -> np.ndarray[Any, Any]:

@@ -22,8 +22,8 @@ class NotFittedError(SubspanError, ValueError, AttributeError):
     """An estimator was used before fit; stands in where scikit-learn's class is not loaded."""
 
 
-class Estimator(ABC):
-    """Parameters, representation, tags and output containers of a scikit-learn transformer."""
+class Estimator:
+    """Parameters, representation and tags of a scikit-learn estimator."""
 
     feature_names_in_: NDArray[np.object_]
     n_features_in_: int
@@ -81,13 +81,21 @@ class Estimator(ABC):
 
     def __sklearn_tags__(self) -> Any:
         """Return scikit-learn's description of this estimator; called by scikit-learn only."""
-        from sklearn.utils import Tags, TargetTags, TransformerTags
+        from sklearn.utils import Tags, TargetTags
 
-        return Tags(
-            estimator_type=None,
-            target_tags=TargetTags(required=False),
-            transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
-        )
+        return Tags(estimator_type=None, target_tags=TargetTags(required=False))
+
+
+class Transformer(Estimator, ABC):
+    """And the output containers of a transformer."""
+
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's description of this estimator; called by scikit-learn only."""
+        from sklearn.utils import TransformerTags
+
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags = TransformerTags(preserves_dtype=["float64", "float32"])
+        return tags
 
     def set_output(
         self, *, transform: Literal["default", "pandas", "polars"] | None = None
@@ -202,9 +210,9 @@ def not_fitted(
     estimator: Estimator, wanted: str, came: str = "an estimator without data"
 ) -> Exception:
     """Return the exception for use before fit: scikit-learn's own class if it is loaded."""
+    first = "fit or partial_fit" if hasattr(estimator, "partial_fit") else "fit"
     text = (
-        f"[{type(estimator).__name__}] {wanted} must come after fit, got {came}. "
-        "Call fit or partial_fit first"
+        f"[{type(estimator).__name__}] {wanted} must come after fit, got {came}. Call {first} first"
     )
     theirs = sys.modules.get("sklearn.exceptions")
     error: Exception = theirs.NotFittedError(text) if theirs else NotFittedError(text)

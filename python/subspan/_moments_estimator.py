@@ -7,7 +7,7 @@ import numpy as np
 
 from subspan._arrays import dtype_name, library_of
 from subspan._checks import choice
-from subspan._estimator import Estimator, check_names, not_fitted
+from subspan._estimator import Estimator, Transformer, check_names, not_fitted
 from subspan._ops.moments import Moments
 from subspan._rows import as_rows, as_weights, column_names
 from subspan.errors import DtypeError, InvalidArgumentError
@@ -41,7 +41,7 @@ class Fitted(Generic[T]):
         return value
 
 
-class MomentsEstimator(Estimator):
+class MomentsEstimator(Transformer):
     """A transformer whose fit is a function of the moments of the rows alone."""
 
     precision: str

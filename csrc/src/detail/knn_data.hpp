@@ -13,6 +13,13 @@
 
 namespace subspan::detail {
 
+/// What the user gets for a distance as it is kept: see knn_data::distance.
+inline double as_asked(metric how, double distance) {
+  return how == metric::euclidean       ? std::sqrt(distance)
+         : how == metric::inner_product ? -distance
+                                        : distance;
+}
+
 /// x, y and what is known about them before any product.
 template <class T>
 class knn_data {
@@ -30,7 +37,9 @@ class knn_data {
     if (cosine()) {
       measure(x, x_norm);
       measure(y, y_norm);
-      for (index_t j = 0; j < columns() && static_cast<index_t>(zeros.size()) <= most; ++j)
+      // Of pairs that a mask allows any of them may be the first.
+      index_t const enough = this->mask ? y.shape[0] : most;
+      for (index_t j = 0; j < columns() && static_cast<index_t>(zeros.size()) <= enough; ++j)
         if (y_norm[static_cast<std::size_t>(id(j))] == 0) zeros.push_back(id(j));
     }
     take_sample();
@@ -70,6 +79,11 @@ class knn_data {
     if (norms == 0) return 1;
     return std::max(1 - exact.product(wide, other, stride, d) / norms, 0.0);
   }
+  bool is_within(double distance, double radius) const {
+    if (!std::isfinite(distance)) return false;
+    double const asked = as_asked(params.metric, distance);
+    return by_product() ? asked >= radius : asked <= radius;
+  }
 
   context const& ctx;
   exact_kernels<T> const& exact;
@@ -79,7 +93,8 @@ class knn_data {
   bool compacted = false;
   std::vector<index_t> column_ids;
   std::vector<double> x_norm, y_norm;  // cosine
-  std::vector<index_t> zeros;  // ids of the first zero rows of y, one more than `most`; cosine
+  std::vector<index_t> zeros;  // ids of the first zero rows of y, at least one more than `most`
+                               // unless there are no more; cosine
   std::vector<double> shift;   // near the mean of y's rows, as they are packed
   bool exact_scores = false;   // sums of small integers: float makes no error
 
@@ -160,12 +175,5 @@ struct ranked {
   index_t id;
   friend constexpr auto operator<=>(ranked const&, ranked const&) = default;
 };
-
-/// What the user gets for a distance as it is kept: see knn_data::distance.
-inline double as_asked(metric how, double distance) {
-  return how == metric::euclidean       ? std::sqrt(distance)
-         : how == metric::inner_product ? -distance
-                                        : distance;
-}
 
 }  // namespace subspan::detail

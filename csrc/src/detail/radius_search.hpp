@@ -95,10 +95,7 @@ class radius_search : public neighbor_job<T, P> {
       auto const consider = [&](index_t id) {
         if (!this->data_.allows(row, id)) return;
         double const distance = this->data_.distance(wide.data(), row, id);
-        if (!std::isfinite(distance)) return;
-        double const asked = as_asked(this->data_.params.metric, distance);
-        if (this->data_.by_product() ? asked >= radius_ : asked <= radius_)
-          found.push_back({distance, id});
+        if (this->data_.is_within(distance, radius_)) found.push_back({distance, id});
       };
       if (this->is_zero_query(row)) {
         for (index_t c = 0; c < this->columns(); ++c) consider(this->data_.id(c));
