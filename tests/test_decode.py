@@ -375,7 +375,7 @@ def test_large_outputs_are_written_past_the_caches(rng):
     wanted = dense(values, indices, n).T @ gradient
     _, of_w, _ = gradients(values, indices, w, gradient)
     near(of_w, wanted, "float32", 4)
-    memory = np.full(n * d * 4 + 64, 7, np.uint8)
+    memory = np.full(n * d * 4 + 63 + 20, 7, np.uint8)
     for shift in (0, 4, 20, 2):  # 2: not even the elements are aligned
         start = -memory.ctypes.data % 64 + shift
         out = memory[start : start + n * d * 4].view(np.float32).reshape(n, d)
@@ -507,7 +507,7 @@ def test_large_columns_are_written_past_the_caches(rng):
         dz, indices, _, b = problem(rng, 100, 6, n, 300)
         x = rng.standard_normal((100, 300)).astype(np.float32)
         wanted = (x - b).astype(np.float64).T @ dense(dz, indices, n)
-        memory = np.full(n * 300 * 4 + 64, 7, np.uint8)
+        memory = np.full(n * 300 * 4 + 63 + 16, 7, np.uint8)
         for shift in (0, 16):
             start = -memory.ctypes.data % 64 + shift
             out = memory[start : start + n * 300 * 4].view(np.float32).reshape(300, n)

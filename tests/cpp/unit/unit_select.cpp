@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -49,6 +50,25 @@ index_t select(std::vector<S> const& scores, index_t k, std::vector<entry_of<S>>
     unsigned const valid = n - j >= width ? ~0u : (1u << (n - j)) - 1;
     push<S>(best, load_scores<S>(padded, 0), static_cast<std::uint32_t>(j), valid);
   }
+  return best.keep_best();
+}
+
+/// The same, where vectors of scores come in any order of their indices.
+template <class S>
+index_t select_in_any_order(std::vector<S> const& scores, index_t k,
+                            std::vector<entry_of<S>>& out) {
+  constexpr index_t width = lanes_of<S>::count;
+  auto const n = static_cast<index_t>(scores.size());
+  out.assign(static_cast<std::size_t>(row_selector<S>::room(k)), {});
+  row_selector<S> best(k, out.data(), false);
+  std::vector<index_t> order(static_cast<std::size_t>(n / width));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(static_cast<unsigned>(n + k)));
+  for (index_t j = n - 1; j >= n / width * width; --j)  // the last come first, one by one
+    best.add(scores[static_cast<std::size_t>(j)], static_cast<std::uint32_t>(j));
+  for (index_t const v : order)
+    push<S>(best, load_scores<S>(scores.data() + v * width, 0),
+            static_cast<std::uint32_t>(v * width));
   return best.keep_best();
 }
 
@@ -168,15 +188,19 @@ int wrong_digits() {
   return count;
 }
 
-#define CHECK_LEVEL(level)                                                                  \
-  CHECK_EQUAL((wrong<float>(&subspan::cpu::level::select<float>)), 0);                      \
-  CHECK_EQUAL((wrong<double>(&subspan::cpu::level::select<double>)), 0);                    \
-  CHECK_EQUAL((wrong<std::int32_t>(&subspan::cpu::level::select<std::int32_t>)), 0);        \
-  CHECK_EQUAL((wrong<std::int64_t>(&subspan::cpu::level::select<std::int64_t>)), 0);        \
-  CHECK_EQUAL((wrong<float>(&subspan::cpu::level::select_stacks<float>)), 0);               \
-  CHECK_EQUAL((wrong<double>(&subspan::cpu::level::select_stacks<double>)), 0);             \
-  CHECK_EQUAL((wrong<std::int32_t>(&subspan::cpu::level::select_stacks<std::int32_t>)), 0); \
-  CHECK_EQUAL((wrong<std::int64_t>(&subspan::cpu::level::select_stacks<std::int64_t>)), 0); \
+#define CHECK_LEVEL(level)                                                                        \
+  CHECK_EQUAL((wrong<float>(&subspan::cpu::level::select<float>)), 0);                            \
+  CHECK_EQUAL((wrong<double>(&subspan::cpu::level::select<double>)), 0);                          \
+  CHECK_EQUAL((wrong<std::int32_t>(&subspan::cpu::level::select<std::int32_t>)), 0);              \
+  CHECK_EQUAL((wrong<std::int64_t>(&subspan::cpu::level::select<std::int64_t>)), 0);              \
+  CHECK_EQUAL((wrong<float>(&subspan::cpu::level::select_stacks<float>)), 0);                     \
+  CHECK_EQUAL((wrong<double>(&subspan::cpu::level::select_stacks<double>)), 0);                   \
+  CHECK_EQUAL((wrong<std::int32_t>(&subspan::cpu::level::select_stacks<std::int32_t>)), 0);       \
+  CHECK_EQUAL((wrong<std::int64_t>(&subspan::cpu::level::select_stacks<std::int64_t>)), 0);       \
+  CHECK_EQUAL((wrong<float>(&subspan::cpu::level::select_in_any_order<float>)), 0);               \
+  CHECK_EQUAL((wrong<double>(&subspan::cpu::level::select_in_any_order<double>)), 0);             \
+  CHECK_EQUAL((wrong<std::int32_t>(&subspan::cpu::level::select_in_any_order<std::int32_t>)), 0); \
+  CHECK_EQUAL((wrong<std::int64_t>(&subspan::cpu::level::select_in_any_order<std::int64_t>)), 0); \
   for (int n : {1, 2, 31, 64, 128}) CHECK(ranks(n, &subspan::cpu::level::rank_entries))
 
 bool ranks(int n, void (*rank)(std::uint64_t*, index_t, index_t, std::uint64_t*)) {
@@ -231,6 +255,25 @@ TEST(the_threshold_follows_the_kth_score) {
   CHECK(best.closed());
   best.add(infinity, 12);
   CHECK_EQUAL(best.count(), 2);
+}
+
+TEST(equal_scores_get_in_while_indices_may_come_in_any_order) {
+  float const infinity = std::numeric_limits<float>::infinity();
+  std::vector<std::uint64_t> buffer(static_cast<std::size_t>(row_selector<float>::room(2)));
+  row_selector<float> best(2, buffer.data(), false);
+  for (std::uint32_t j : {9, 8, 7}) best.add(3.0f, j);
+  CHECK_EQUAL(best.keep_best(), 2);
+  CHECK_EQUAL(best.least(), 3.0f);
+  best.add(std::nextafter(3.0f, 2.0f), 0);
+  CHECK_EQUAL(best.count(), 2);
+  for (std::uint32_t j : {30, 20, 10, 5}) best.add(infinity, j);
+  CHECK_EQUAL(best.keep_best(), 2);
+  CHECK(!best.closed());
+  best.add(infinity, 1);
+  CHECK_EQUAL(best.keep_best(), 2);
+  std::sort(buffer.begin(), buffer.begin() + 2, std::greater<>());
+  CHECK_EQUAL(index_of(buffer[0]), 1u);
+  CHECK_EQUAL(index_of(buffer[1]), 5u);
 }
 
 TEST(selection_at_the_baseline) { CHECK_LEVEL(baseline); }
