@@ -109,6 +109,8 @@ void check_sets(char const* function, strided_view<T const, 2> x, strided_view<T
                 std::optional<strided_view<std::uint8_t const, 2>> const& mask, knn_params params) {
   index_t const q = x.shape[0], d = x.shape[1], n = y.shape[0];
   detail::require_cpu(function, x.device);
+  detail::expects(y.device == x.device && (!mask || mask->device == x.device), function,
+                  "y and mask must be on the device of x");
   detail::expects(y.shape[1] == d, function, "y must have d = ", d, " columns like x, got ",
                   y.shape[1]);
   detail::expects(n < index_t{1} << 32, function, "y must have fewer than 2^32 rows, got ", n);
@@ -125,6 +127,9 @@ std::vector<index_t> first_integers(index_t count) {
   std::iota(all.begin(), all.end(), index_t{0});
   return all;
 }
+
+// Fewer queries are not worth a first pass; so few are scanned sooner than a pass has packed y.
+constexpr index_t k_certified_rows = 64, k_few_rows = 4;
 
 /// Sums of so many products of 8-bit integers are exact in float.
 constexpr index_t k_exact_depth = 257;
@@ -174,36 +179,35 @@ knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T con
   index_t const pad = std::max<index_t>(8, k / 4);
   std::vector<index_t> rows = first_integers(q);
 
-  // The first pass, by pairs or not; then by what does not cancel; then by the definition. Every pass
-  // leaves the rows that it could not prove.
+  // The first pass, by pairs or not; then by what does not cancel, and in double; then by the
+  // definition. Every pass leaves the rows that it could not prove.
   auto const pass = [&]<class P>(detail::pair_kernels const* pairs, index_t more,
                                  bool differences) {
     return search<T, P>(data, pairs, rows, more, differences, out, stats);
   };
+  auto const many = [&] { return static_cast<index_t>(rows.size()) > k_few_rows; };
   bool done = false;
   if constexpr (!std::is_same_v<T, double>)
     if (!needs_double<T>(d)) {
-      auto const* const pairs = params.precision == knn_precision::certified && !data.exact_scores
-                                    ? SUBSPAN_PICK(find_pair_kernels())
-                                    : nullptr;
+      bool const certified = params.precision == knn_precision::certified && !data.exact_scores &&
+                             q >= k_certified_rows;
+      auto const* const pairs = certified ? SUBSPAN_PICK(find_pair_kernels()) : nullptr;
       done = true;
       if (pairs != nullptr) {
         done = pass.template operator()<float>(pairs, 16 + k / 4, false);
         stats.uncertified_rows = static_cast<index_t>(rows.size());
       }
       if (done && !rows.empty()) done = pass.template operator()<float>(nullptr, pad, false);
-      if (done && !rows.empty() && !data.by_product()) {
-        stats.repeated_rows += static_cast<index_t>(rows.size());
-        done = pass.template operator()<float>(nullptr, 4 * pad, true);
+      if (done && many()) {
+        stats.repeated_rows = static_cast<index_t>(rows.size());
+        if (!data.by_product()) done = pass.template operator()<float>(nullptr, 4 * pad, true);
+        if (done && many()) pass.template operator()<double>(nullptr, 4 * pad, false);
       }
     }
   if (!done) {
     rows = first_integers(q);
     // Squares that double cannot hold: distances may be small enough all the same.
     if (!pass.template operator()<double>(nullptr, pad, false)) rows = first_integers(q);
-  } else if (!rows.empty() && data.by_product()) {
-    stats.repeated_rows += static_cast<index_t>(rows.size());
-    pass.template operator()<double>(nullptr, 4 * pad, false);
   }
   stats.scanned_rows = static_cast<index_t>(rows.size());
   scan(data, rows, out);

@@ -35,7 +35,7 @@ struct knn_stats {
   bool symmetric = false;        ///< every product served two rows
   index_t difference_tiles = 0;  ///< tiles whose products would have cancelled
   index_t uncertified_rows = 0;  ///< rows that the pass in low precision left in doubt
-  index_t repeated_rows = 0;     ///< rows that were searched again by differences
+  index_t repeated_rows = 0;     ///< rows that were searched again, by differences or in double
   index_t scanned_rows = 0;      ///< rows that were searched once more in float64
 };
 

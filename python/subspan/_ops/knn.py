@@ -140,7 +140,8 @@ def knn(
     products would still cancel (far clusters, near-duplicates), tiles of differences take their
     place. More than k candidates are kept and measured again in float64, and a bound on the errors
     of rounding shows that nothing else can be as near. Rows for which it does not show it are
-    searched again by differences with more candidates, and what is then left by its definition.
+    searched again with more candidates, by differences and in float64, and what is then left by
+    its definition.
 
     Selecting within tiles of a matrix product: Johnson, Douze, Jegou, "Billion-scale similarity
     search with GPUs", `arXiv:1702.08734 <https://arxiv.org/abs/1702.08734>`_. Bounds on rounding:
