@@ -6,6 +6,7 @@
 
 #include <bit>
 #include <numeric>
+#include <sstream>
 
 #include "detail/contract.hpp"
 #include "detail/dtypes.hpp"
@@ -55,9 +56,10 @@ class task {
   template <class View>
   void input(char const* name, View const& view, decltype(View::shape) wanted) const {
     auto const list = [](auto const& shape) {
-      std::string text;
-      for (index_t extent : shape) text += (text.empty() ? "" : ", ") + std::to_string(extent);
-      return text;
+      std::ostringstream text;
+      for (std::size_t axis = 0; axis < shape.size(); ++axis)
+        text << (axis == 0 ? "" : ", ") << shape[axis];
+      return text.str();
     };
     expects(view.shape == wanted, function, name, " must have shape (", list(wanted), "), got (",
             list(view.shape), ")");
