@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import harness
@@ -88,7 +89,15 @@ def ours(b: Input) -> Any:
     return subspan.topk_encode(b.x, b.w_enc, b.b_enc, k=b.k, b_pre=b.b_dec)
 
 
-ENCODERS: dict[str, harness.Contender] = {"subspan.topk_encode": ours, "numpy product": product}
+def certified(b: Input) -> Any:
+    return subspan.topk_encode(b.x, b.w_enc, b.b_enc, k=b.k, b_pre=b.b_dec, precision="certified")
+
+
+ENCODERS: dict[str, harness.Contender] = {
+    "subspan.topk_encode": ours,
+    "subspan.topk_encode certified": certified,
+    "numpy product": product,
+}
 if available("torch"):
     import torch
 
@@ -165,8 +174,10 @@ def gradients(b: Input, reconstruct: Any) -> Any:
     return torch.autograd.grad(error.square().sum(), list(weights.values()))
 
 
-def sparse_step(b: Input, w_enc: Any, b_enc: Any, w_dec: Any, b_dec: Any) -> Any:
-    code = subspan.topk_encode(b.t["x"], w_enc, b_enc, k=b.k, b_pre=b_dec)
+def sparse_step(
+    b: Input, w_enc: Any, b_enc: Any, w_dec: Any, b_dec: Any, *, precision: str = "exact"
+) -> Any:
+    code = subspan.topk_encode(b.t["x"], w_enc, b_enc, k=b.k, b_pre=b_dec, precision=precision)
     return subspan.sparse_decode(code.values, code.indices, w_dec, b_dec)
 
 
@@ -211,6 +222,7 @@ def judge_step(b: Input, result: Any) -> dict[str, float]:
 
 STEPS: dict[str, harness.Contender] = {
     "subspan.topk_encode, sparse_decode": lambda b: gradients(b, sparse_step),
+    "subspan, certified": lambda b: gradients(b, partial(sparse_step, precision="certified")),
     "torch, dense code": lambda b: gradients(b, dense_step),
     "torch, embedding_bag": lambda b: gradients(b, bag_step),
 }
@@ -219,7 +231,10 @@ STEPS: dict[str, harness.Contender] = {
 # ---- sizes -----------------------------------------------------------------------------------
 
 BATCHES = {
-    "full": [Size(4096, 768, 24576, 32), Size(1024, 2048, 16384, 64)],
+    "full": [
+        *(Size(4096, 768, 24576, 32, transposed=t) for t in (False, True)),
+        Size(1024, 2048, 16384, 64),
+    ],
     "quick": [Size(512, 768, 24576, 32)],
     "tiny": [Size(20, 24, 200, 5), Size(9, 24, 200, 5, "float64")],
 }
@@ -234,7 +249,10 @@ RAGGED = {
     "tiny": [Size(20, 24, 200, 5)],
 }
 TRAINED = {
-    "full": [Size(2048, 768, 24576, 32, transposed=t) for t in (False, True)],
+    "full": [
+        *(Size(4096, 768, 24576, 32, transposed=t) for t in (False, True)),
+        Size(4096, 2048, 16384, 64),
+    ],
     "quick": [Size(256, 768, 24576, 32)],
     "tiny": [Size(20, 24, 200, 5)],
 }

@@ -178,6 +178,35 @@ def judge(b: Input, result: Any) -> dict[str, float]:
     }
 
 
+class Self:
+    """Rows against themselves, and what is right for some; in numpy twice."""
+
+    def __init__(self, n: int, d: int, k: int) -> None:
+        self.k = k
+        self.x = data(1, n, d, 0.0)[1]
+        self.copy = self.x.copy()
+        self.sample = np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int)
+
+
+def judge_self(b: Self, result: Any) -> dict[str, float]:
+    """Share of wrong neighbours against float64, for some rows."""
+    if result is None:
+        return {}
+    wide = b.x.astype(np.float64)
+    wrong = []
+    for row, found in zip(b.sample, np.asarray(result.indices)[b.sample], strict=True):
+        distances = np.square(wide - wide[row]).sum(axis=1)
+        wrong.append(distances[found] > np.sort(distances)[b.k - 1] * (1 + 1e-12))
+    return {"wrong": float(np.mean(wrong))}
+
+
+SELVES: dict[str, harness.Contender] = {
+    "subspan.knn, x alone": lambda b: subspan.knn(b.x, k=b.k, exclude_self=False),
+    "subspan.knn, a copy": lambda b: subspan.knn(b.x, b.copy, k=b.k),
+}
+SELF_SIZES = {"full": [(50_000, 128, 10)], "quick": [(20_000, 128, 10)], "tiny": [(300, 16, 5)]}
+
+
 def by_subspan(precision: str) -> harness.Contender:
     """Return our search at a precision."""
     return lambda b: subspan.knn(b.x, b.y, k=b.k, metric="sqeuclidean", precision=precision)
@@ -226,7 +255,18 @@ SIZES: dict[str, list[Parameters]] = {
 
 def cases(size: str) -> list[Case]:
     """Return the comparisons of a size."""
-    return [
+    selves = [
+        Case(
+            f"knn of {n}x{d} in itself k={k}",
+            lambda given=(n, d, k): Self(*given),
+            SELVES,
+            judge_self,
+            flops=2.0 * n * n * d,
+            rounds=3,
+        )
+        for n, d, k in SELF_SIZES[size]
+    ]
+    return selves + [
         Case(
             f"knn {q} of {n}x{d} k={k}{f' offset {offset:g}' if offset else ''}",
             lambda given=(q, n, d, k, offset): Input(*given),
