@@ -1,7 +1,79 @@
 #include "subspan/eigh.hpp"
 
-#include "detail/batched.hpp"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "detail/dtypes.hpp"
+#include "detail/pack_batch.hpp"
+
+#define SUBSPAN_FILE "eigh.cpp"
+#include "detail/foreach_level.hpp"
+
+namespace subspan::cpu::SUBSPAN_LEVEL {
+namespace {
+#include "detail/pack_levels.inl.hpp"
+
+template <class V>
+struct eigh_scratch {
+  pack_scratch<V> parts;
+  V *a, *q, *d, *e, *tau, *work, *rotations;
+  lane_mask<V>* order;
+
+  eigh_scratch(void* memory, index_t n) : parts(memory) {
+    a = parts.take(n * pack_pitch(n));
+    q = parts.take(n * pack_pitch(n));
+    d = parts.take(n);
+    e = parts.take(n);
+    tau = parts.take(n);
+    work = parts.take(2 * n);
+    rotations = parts.take(rotation_list<V, 1>::size(n));
+    order = reinterpret_cast<lane_mask<V>*>(parts.take(n));
+  }
+};
+
+/// Eigenvalues and vectors of up to W symmetric matrices: Householder's tridiagonalisation, then
+/// implicitly shifted QR iteration.
+template <class T, int W>
+void run_eigh_pack(detail::eigh_pack<T> const& task, void* memory) {
+  using V = pack<T, W>;
+  index_t const n = task.a.rows, count = task.a.count, pitch = pack_pitch(n);
+  eigh_scratch<V> const w(memory, n);
+  load_pack<V>(task.a, w.a, pitch);
+  // NaN above the diagonal is nobody's business.
+  for (index_t i = 0; i < n; ++i)
+    for (index_t j = i + 1; j < n; ++j) w.a[i * pitch + j] = V{};
+  pack_scale<V> const scale = scale_pack(w.a, n, n, pitch);
+  tridiagonalize(w.a, n, w.d, w.e, w.tau, w.work);
+  bool const vectors = task.vectors.data != nullptr;
+  if (vectors) form_tridiagonal(w.a, n, w.tau, w.q);
+  rotation_list<V, 1> list(w.rotations, n);
+  auto const left = iterate_tridiagonal(w.d, w.e, n, list, [&](rotation_list<V, 1>& some) {
+    if (vectors) some.apply(0, w.q, n, pitch);
+    some.clear();
+  });
+  sort_lanes<false>(w.d, w.order, n);
+  for (index_t j = 0; j < n; ++j) w.d[j] = scale.undo(w.d[j]);
+  store_pack<V>(w.d, n, 1, 1, nullptr, scale.finite, task.values, count);
+  if (vectors) store_pack<V>(w.q, n, n, pitch, w.order, scale.finite, task.vectors, count);
+  for (index_t l = 0; l < count; ++l)
+    task.info[l] = scale.finite[l] ? static_cast<std::int32_t>(left[l]) : detail::k_info_nonfinite;
+}
+
+template <class T, int W>
+index_t eigh_pack_bytes(index_t, index_t n) {
+  return eigh_scratch<pack<T, W>>(nullptr, n).parts.bytes();
+}
+
+template <class T>
+constexpr detail::pack_kernels<detail::eigh_pack<T>> eigh_kernels = {
+    {k_wide_pack<T>, eigh_pack_bytes<T, k_wide_pack<T>>, run_eigh_pack<T, k_wide_pack<T>>},
+    {k_narrow_pack<T>, eigh_pack_bytes<T, k_narrow_pack<T>>, run_eigh_pack<T, k_narrow_pack<T>>}};
+
+}  // namespace
+}  // namespace subspan::cpu::SUBSPAN_LEVEL
+
+#if SUBSPAN_ONCE
 
 namespace subspan {
 namespace {
@@ -98,9 +170,20 @@ void eigh(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> val
   detail::route(
       "eigh", a.device,
       [&] {
-        detail::for_each_matrix(ctx, "eigh", a, info, params, [&] {
-          return eigh_worker<T>(ctx, a, values, vectors, params.nonfinite);
-        });
+        if (!detail::fits_pack(n, n))
+          return detail::for_each_matrix(ctx, "eigh", a, info, params, [&] {
+            return eigh_worker<T>(ctx, a, values, vectors, params.nonfinite);
+          });
+        detail::for_each_pack(ctx, "eigh", a, info, params, SUBSPAN_PICK(eigh_kernels<T>),
+                              [&](index_t first, index_t count) {
+                                detail::eigh_pack<T> task{detail::input_of(a, false, first, count),
+                                                          detail::output_of(values, false, first),
+                                                          {},
+                                                          info.data + first};
+                                if (vectors)
+                                  task.vectors = detail::output_of(*vectors, false, first);
+                                return task;
+                              });
       },
       [&](subspan_cuda_table const& cuda) {
         detail::decompose_on_cuda<T>(ctx, "eigh", cuda.eigh, a, values.data,
@@ -117,3 +200,4 @@ SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 
 }  // namespace v0
 }  // namespace subspan
+#endif  // SUBSPAN_ONCE

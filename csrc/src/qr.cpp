@@ -1,7 +1,68 @@
 #include "subspan/qr.hpp"
 
-#include "detail/batched.hpp"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "detail/dtypes.hpp"
+#include "detail/pack_batch.hpp"
+
+#define SUBSPAN_FILE "qr.cpp"
+#include "detail/foreach_level.hpp"
+
+namespace subspan::cpu::SUBSPAN_LEVEL {
+namespace {
+#include "detail/pack_levels.inl.hpp"
+
+template <class V>
+struct qr_scratch {
+  pack_qr<V> qr;
+  pack_scratch<V> parts;
+  V *a, *q, *tau;
+
+  qr_scratch(void* memory, index_t m, index_t n) : qr(m, n), parts(memory) {
+    a = parts.take(m * qr.pitch);
+    q = parts.take(m * pack_pitch(qr.k));
+    tau = parts.take(qr.tau_count());
+  }
+};
+
+/// Thin QR of up to W matrices.
+template <class T, int W>
+void run_qr_pack(detail::qr_pack<T> const& task, void* memory) {
+  using V = pack<T, W>;
+  index_t const m = task.a.rows, n = task.a.cols, k = std::min(m, n), count = task.a.count;
+  qr_scratch<V> const w(memory, m, n);
+  index_t const pitch = w.qr.pitch;
+  load_pack<V>(task.a, w.a, pitch);
+  pack_scale<V> const scale = scale_pack(w.a, m, n, pitch);
+  w.qr.factor(w.a, w.tau);
+  set_identity(w.q, k);
+  w.qr.multiply(w.a, w.tau, w.q);
+  store_pack<V>(w.q, m, k, pack_pitch(k), nullptr, scale.finite, task.q, count);
+  for (index_t i = 0; i < k; ++i)
+    for (index_t j = 0; j < n; ++j) {
+      V& x = w.a[i * pitch + j];
+      x = j < i ? V{} : scale.undo(x);
+    }
+  store_pack<V>(w.a, k, n, pitch, nullptr, scale.finite, task.r, count);
+  for (index_t l = 0; l < count; ++l) task.info[l] = scale.finite[l] ? 0 : detail::k_info_nonfinite;
+}
+
+template <class T, int W>
+index_t qr_pack_bytes(index_t m, index_t n) {
+  return qr_scratch<pack<T, W>>(nullptr, m, n).parts.bytes();
+}
+
+template <class T>
+constexpr detail::pack_kernels<detail::qr_pack<T>> qr_kernels = {
+    {k_wide_pack<T>, qr_pack_bytes<T, k_wide_pack<T>>, run_qr_pack<T, k_wide_pack<T>>},
+    {k_narrow_pack<T>, qr_pack_bytes<T, k_narrow_pack<T>>, run_qr_pack<T, k_narrow_pack<T>>}};
+
+}  // namespace
+}  // namespace subspan::cpu::SUBSPAN_LEVEL
+
+#if SUBSPAN_ONCE
 
 namespace subspan {
 namespace {
@@ -77,8 +138,17 @@ void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, st
   detail::route(
       "qr", a.device,
       [&] {
-        detail::for_each_matrix(ctx, "qr", a, info, params,
-                                [&] { return qr_worker<T>(ctx, a, q, r, params.nonfinite); });
+        if (!detail::fits_pack(m, n))
+          return detail::for_each_matrix(ctx, "qr", a, info, params, [&] {
+            return qr_worker<T>(ctx, a, q, r, params.nonfinite);
+          });
+        detail::for_each_pack(ctx, "qr", a, info, params, SUBSPAN_PICK(qr_kernels<T>),
+                              [&](index_t first, index_t count) {
+                                return detail::qr_pack<T>{detail::input_of(a, false, first, count),
+                                                          detail::output_of(q, false, first),
+                                                          detail::output_of(r, false, first),
+                                                          info.data + first};
+                              });
       },
       [&](subspan_cuda_table const& cuda) {
         detail::decompose_on_cuda<T>(ctx, "qr", cuda.qr, a, nullptr, q.data, r.data, info, params);
@@ -93,3 +163,4 @@ SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 
 }  // namespace v0
 }  // namespace subspan
+#endif  // SUBSPAN_ONCE

@@ -1,7 +1,100 @@
 #include "subspan/svd.hpp"
 
-#include "detail/batched.hpp"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "detail/dtypes.hpp"
+#include "detail/pack_batch.hpp"
+
+#define SUBSPAN_FILE "svd.cpp"
+#include "detail/foreach_level.hpp"
+
+namespace subspan::cpu::SUBSPAN_LEVEL {
+namespace {
+#include "detail/pack_levels.inl.hpp"
+
+template <class V>
+struct svd_scratch {
+  pack_qr<V> qr;
+  pack_scratch<V> parts;
+  V *a, *u, *v, *triangle, *tau_qr, *d, *e, *tau_left, *tau_right, *rotations;
+  lane_mask<V>* order;
+
+  svd_scratch(void* memory, index_t m, index_t n) : qr(m, n), parts(memory) {
+    a = parts.take(m * pack_pitch(n));
+    u = parts.take(m * pack_pitch(n));
+    v = parts.take(n * pack_pitch(n));
+    triangle = m > n ? parts.take(n * pack_pitch(n)) : a;
+    tau_qr = parts.take(m > n ? qr.tau_count() : 0);
+    d = parts.take(n);
+    e = parts.take(n);
+    tau_left = parts.take(n);
+    tau_right = parts.take(n);
+    rotations = parts.take(rotation_list<V, 2>::size(n));
+    order = reinterpret_cast<lane_mask<V>*>(parts.take(n));
+  }
+};
+
+/// Thin SVD of up to W matrices, rows >= columns >= 1: QR where there are more rows, then Golub and
+/// Kahan's bidiagonalisation and implicitly shifted QR iteration.
+template <class T, int W>
+void run_svd_pack(detail::svd_pack<T> const& task, void* memory) {
+  using V = pack<T, W>;
+  index_t const m = task.a.rows, n = task.a.cols, count = task.a.count, pitch = pack_pitch(n);
+  svd_scratch<V> const w(memory, m, n);
+  load_pack<V>(task.a, w.a, pitch);
+  pack_scale<V> const scale = scale_pack(w.a, m, n, pitch);
+  if (m > n) {
+    w.qr.factor(w.a, w.tau_qr);
+    for (index_t i = 0; i < n; ++i)
+      for (index_t j = 0; j < n; ++j) w.triangle[i * pitch + j] = j < i ? V{} : w.a[i * pitch + j];
+  }
+  bidiagonalize(w.triangle, n, w.d, w.e, w.tau_left, w.tau_right);
+  bool const vectors = task.left.data != nullptr;
+  if (vectors) form_bidiagonal(w.triangle, n, w.tau_left, w.tau_right, w.u, w.v);
+  rotation_list<V, 2> list(w.rotations, n);
+  auto const left = iterate_bidiagonal(w.d, w.e, n, list, [&](rotation_list<V, 2>& some) {
+    if (vectors) {
+      some.apply(0, w.u, n, pitch);
+      some.apply(1, w.v, n, pitch);
+    }
+    some.clear();
+  });
+  for (index_t j = 0; j < n; ++j) {
+    if (vectors)
+      for (index_t i = 0; i < n; ++i) {
+        V& x = w.v[i * pitch + j];
+        x = w.d[j] < 0 ? -x : x;
+      }
+    w.d[j] = magnitude(w.d[j]);
+  }
+  sort_lanes<true>(w.d, w.order, n);
+  for (index_t j = 0; j < n; ++j) w.d[j] = scale.undo(w.d[j]);
+  store_pack<V>(w.d, n, 1, 1, nullptr, scale.finite, task.values, count);
+  if (vectors) {
+    if (m > n) w.qr.multiply(w.a, w.tau_qr, w.u);
+    store_pack<V>(w.u, m, n, pitch, w.order, scale.finite, task.left, count);
+    store_pack<V>(w.v, n, n, pitch, w.order, scale.finite, task.right, count);
+  }
+  for (index_t l = 0; l < count; ++l)
+    task.info[l] = scale.finite[l] ? static_cast<std::int32_t>(left[l]) : detail::k_info_nonfinite;
+}
+
+template <class T, int W>
+index_t svd_pack_bytes(index_t m, index_t n) {
+  return svd_scratch<pack<T, W>>(nullptr, m, n).parts.bytes();
+}
+
+template <class T>
+constexpr detail::pack_kernels<detail::svd_pack<T>> svd_kernels = {
+    {k_wide_pack<T>, svd_pack_bytes<T, k_wide_pack<T>>, run_svd_pack<T, k_wide_pack<T>>},
+    {k_narrow_pack<T>, svd_pack_bytes<T, k_narrow_pack<T>>, run_svd_pack<T, k_narrow_pack<T>>}};
+
+}  // namespace
+}  // namespace subspan::cpu::SUBSPAN_LEVEL
+
+#if SUBSPAN_ONCE
 
 namespace subspan {
 namespace {
@@ -101,8 +194,24 @@ void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
   detail::route(
       "svd", a.device,
       [&] {
-        detail::for_each_matrix(ctx, "svd", a, info, params,
-                                [&] { return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite); });
+        if (!detail::fits_pack(m, n))
+          return detail::for_each_matrix(ctx, "svd", a, info, params, [&] {
+            return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite);
+          });
+        bool const wide = m < n;
+        detail::for_each_pack(ctx, "svd", a, info, params, SUBSPAN_PICK(svd_kernels<T>),
+                              [&](index_t first, index_t count) {
+                                detail::svd_pack<T> task{detail::input_of(a, wide, first, count),
+                                                         detail::output_of(s, false, first),
+                                                         {},
+                                                         {},
+                                                         info.data + first};
+                                if (u) {
+                                  task.left = detail::output_of(wide ? *vh : *u, wide, first);
+                                  task.right = detail::output_of(wide ? *u : *vh, !wide, first);
+                                }
+                                return task;
+                              });
       },
       [&](subspan_cuda_table const& cuda) {
         detail::decompose_on_cuda<T>(ctx, "svd", cuda.svd, a, s.data, u ? u->data : nullptr,
@@ -119,3 +228,4 @@ SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 
 }  // namespace v0
 }  // namespace subspan
+#endif  // SUBSPAN_ONCE

@@ -1,0 +1,37 @@
+// Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
+// detail/packs.inl.hpp.
+
+/// Hands out parts of a scratch, or counts them where there is none yet.
+template <class V>
+class pack_scratch {
+ public:
+  explicit pack_scratch(void* memory) : memory_(static_cast<V*>(memory)) {}
+  V* take(index_t n) {
+    V* const part = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += n;
+    return part;
+  }
+  index_t bytes() const { return used_ * static_cast<index_t>(sizeof(V)); }
+
+ private:
+  V* memory_;
+  index_t used_ = 0;
+};
+
+/// order[j]: in every lane, which of the n values comes j-th.
+template <bool Descending, class V>
+void sort_lanes(V* values, lane_mask<V>* order, index_t n) {
+  for (index_t j = 0; j < n; ++j) order[j] = lane_mask<V>{} + static_cast<lane_index<V>>(j);
+  // Insertion, all lanes at once, by compare and exchange: the values are nearly in order.
+  for (index_t j = 1; j < n; ++j)
+    for (index_t i = j; i > 0; --i) {
+      V const a = values[i - 1], b = values[i];
+      auto const exchange = Descending ? b > a : b < a;
+      if (!any(exchange)) break;
+      values[i - 1] = exchange ? b : a;
+      values[i] = exchange ? a : b;
+      auto const p = order[i - 1], q = order[i];
+      order[i - 1] = exchange ? q : p;
+      order[i] = exchange ? p : q;
+    }
+}

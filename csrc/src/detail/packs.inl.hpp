@@ -1,0 +1,190 @@
+// Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
+// detail/pack_kernels.hpp, detail/interleave.inl.hpp, and <immintrin.h> on x86-64.
+//
+// A pack holds the same element of W matrices, one in each SIMD lane. Arithmetic is elementwise, so
+// that a matrix's result depends neither on its neighbours nor on W.
+
+template <class T, int W>
+struct pack_of {
+  typedef T vector __attribute__((vector_size(sizeof(T) * W)));
+};
+template <class T, int W>
+using pack = typename pack_of<T, W>::vector;
+
+template <class V>
+using lane_type = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
+template <class V>
+constexpr int lane_count = static_cast<int>(sizeof(V) / sizeof(lane_type<V>));
+template <class V>
+using lane_mask = decltype(std::declval<V>() < std::declval<V>());
+template <class V>
+using lane_index = lane_type<lane_mask<V>>;
+
+template <class V>
+inline V all_lanes(lane_type<V> x) {
+  return x - V{};
+}
+
+template <class V>
+inline V magnitude(V x) {
+  using bits = lane_mask<V>;
+  return (V)((bits)x & std::numeric_limits<lane_index<V>>::max());
+}
+
+template <class V>
+inline V with_sign_of(V size, V sign) {
+  using bits = lane_mask<V>;
+  return (V)((bits)size | ((bits)sign & std::numeric_limits<lane_index<V>>::min()));
+}
+
+template <class V>
+inline V larger(V x, V y) {
+  return x > y ? x : y;
+}
+
+template <class V>
+inline V smaller(V x, V y) {
+  return x < y ? x : y;
+}
+
+template <class M>
+inline bool any(M mask) {
+  lane_type<M> all = 0;
+  for (int i = 0; i < lane_count<M>; ++i) all |= mask[i];
+  return all != 0;
+}
+
+template <class V>
+inline V square_root(V x) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<lane_type<V>, float>) {
+#if SUBSPAN_VECTOR_BYTES == 64
+    if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#endif
+#if SUBSPAN_VECTOR_BYTES >= 32
+    if constexpr (sizeof(V) == 32) return (V)_mm256_sqrt_ps((__m256)x);
+#endif
+    if constexpr (sizeof(V) == 16) return (V)_mm_sqrt_ps((__m128)x);
+  } else {
+#if SUBSPAN_VECTOR_BYTES == 64
+    if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#endif
+#if SUBSPAN_VECTOR_BYTES >= 32
+    if constexpr (sizeof(V) == 32) return (V)_mm256_sqrt_pd((__m256d)x);
+#endif
+    if constexpr (sizeof(V) == 16) return (V)_mm_sqrt_pd((__m128d)x);
+  }
+#else
+  for (int i = 0; i < lane_count<V>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+
+/// The greatest power of two that is at most x, for normal x > 0; else 1.
+template <class V>
+inline V power_of_two(V x) {
+  using T = lane_type<V>;
+  using bits = lane_mask<V>;
+  bits const exponent = (bits)all_lanes<V>(std::numeric_limits<T>::infinity());
+  V const power = (V)((bits)x & exponent);
+  return power > 0 ? power : all_lanes<V>(1);
+}
+
+/// How the matrices of a pack were scaled: every entry by `up`, then by 1 / `power`.
+template <class V>
+struct pack_scale {
+  V up, power;
+  lane_mask<V> finite;
+
+  V undo(V value) const { return value * power / up; }
+};
+
+/// Elements [0, n) of `count` <= W lines, line l at from + l * line, times `stride`.
+template <class V>
+void load_line(lane_type<V> const* from, index_t line, index_t stride, index_t n, index_t count,
+               V* to) {
+  using T = lane_type<V>;
+  constexpr index_t width = lane_count<V>;
+  T* const out = reinterpret_cast<T*>(to);
+  if (stride == 1 && width >= 4 && count == width) {
+    index_t const whole = n / 4 * 4;
+    for (index_t l = 0; l < width; l += 4)
+      interleave<T>(from + l * line, line, whole, width, out + l);
+    for (index_t j = whole; j < n; ++j)
+      for (index_t l = 0; l < width; ++l) out[j * width + l] = from[l * line + j];
+    return;
+  }
+  for (index_t j = 0; j < n; ++j) {
+    for (index_t l = 0; l < count; ++l) out[j * width + l] = from[l * line + j * stride];
+    for (index_t l = count; l < width; ++l) out[j * width + l] = 0;
+  }
+}
+
+/// The [m, n] matrices of a task, element (i, j) at to[i * pitch + j]; lanes without a matrix are
+/// zero.
+template <class V>
+void load_pack(detail::pack_input<lane_type<V>> const& a, V* to, index_t pitch) {
+  for (index_t i = 0; i < a.rows; ++i)
+    load_line<V>(a.data + i * a.row_stride, a.next, a.col_stride, a.cols, a.count, to + i * pitch);
+}
+
+/// Brings the greatest entry of every matrix into [1, 2) by powers of two, which is exact, and makes
+/// matrices that are not finite zero.
+template <class V>
+pack_scale<V> scale_pack(V* a, index_t rows, index_t columns, index_t pitch) {
+  using T = lane_type<V>;
+  V most{};
+  lane_mask<V> finite = most == most;
+  for (index_t i = 0; i < rows; ++i)
+    for (index_t j = 0; j < columns; ++j) {
+      V const x = magnitude(a[i * pitch + j]);
+      finite &= x <= std::numeric_limits<T>::max();
+      most = larger(x, most);
+    }
+  // Twice as small as any power that is needed, so that subnormal numbers become normal.
+  constexpr T tiny = sizeof(T) == 4 ? T(0x1p-64) : T(0x1p-512);
+  constexpr T up = sizeof(T) == 4 ? T(0x1p85) : T(0x1p563);
+  pack_scale<V> scale;
+  scale.finite = finite;
+  most = finite ? most : V{};
+  scale.up = most < tiny ? all_lanes<V>(up) : all_lanes<V>(1);
+  scale.power = power_of_two(most * scale.up);
+  V const down = 1 / scale.power;
+  for (index_t i = 0; i < rows; ++i)
+    for (index_t j = 0; j < columns; ++j) {
+      V& x = a[i * pitch + j];
+      x = finite ? x * scale.up * down : V{};
+    }
+  return scale;
+}
+
+/// Lane l of column order[j][l] of the [rows, columns] pack goes to out + l * next + i * row_stride
+/// + j * col_stride. `order` null: in order. Lanes that are not finite become NaN.
+template <class V>
+void store_pack(V const* from, index_t rows, index_t columns, index_t pitch,
+                lane_mask<V> const* order, lane_mask<V> finite,
+                detail::pack_output<lane_type<V>> const& to, index_t count) {
+  using T = lane_type<V>;
+  constexpr index_t width = lane_count<V>, k_rows = 8;  // rows that stay in the first cache
+  T const* const in = reinterpret_cast<T const*>(from);
+  auto const* const sorted = reinterpret_cast<lane_index<V> const*>(order);
+  lane_index<V> valid[width];
+  __builtin_memcpy(valid, &finite, sizeof valid);
+  for (index_t begin = 0; begin < rows; begin += k_rows) {
+    index_t const end = std::min(rows, begin + k_rows);
+    for (index_t l = 0; l < count; ++l) {
+      T* const out = to.data + l * to.next;
+      for (index_t j = 0; j < columns; ++j) {
+        index_t const column = sorted != nullptr ? sorted[j * width + l] : j;
+        T const* const source = in + column * width + l;
+        T* const target = out + j * to.col_stride;
+        if (valid[l] != 0)
+          for (index_t i = begin; i < end; ++i)
+            target[i * to.row_stride] = source[i * pitch * width];
+        else
+          for (index_t i = begin; i < end; ++i)
+            target[i * to.row_stride] = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
+  }
+}
