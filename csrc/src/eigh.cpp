@@ -65,10 +65,89 @@ index_t eigh_pack_bytes(index_t, index_t n) {
   return eigh_scratch<pack<T, W>>(nullptr, n).parts.bytes();
 }
 
+/// The same for larger matrices: one after the other with the lanes along their rows, but for the
+/// iteration, a chain of divisions and roots, that goes on for all at once.
+template <class V>
+struct eigh_rows_scratch {
+  using T = lane_type<V>;
+  using R = row_vector<T>;
+  index_t n, pitch, square;
+  pack_scratch<R> parts;
+  V *d, *e, *rotations;
+  lane_mask<V>* order;
+  T *a, *work, *reflections, *turned;
+
+  eigh_rows_scratch(void* memory, index_t size)
+      : n(size),
+        pitch(row_pitch<T>(size)),
+        square(vectors_of<T>(size) * k_row_lanes<T> * pitch),
+        parts(memory) {
+    d = packs(n);
+    e = packs(n);
+    order = reinterpret_cast<lane_mask<V>*>(packs(n));
+    rotations = packs(rotation_list<V, 1>::size(n));
+    a = numbers(square);
+    work = numbers(row_work<T>::size(n));
+    reflections = numbers(reflection_rows<T>::size(n, n));
+    turned = numbers(lane_count<V> * square);
+  }
+
+ private:
+  T* numbers(index_t count) { return reinterpret_cast<T*>(parts.take(vectors_of<T>(count))); }
+  V* packs(index_t count) { return reinterpret_cast<V*>(numbers(count * lane_count<V>)); }
+};
+
+template <class T, int W>
+void run_eigh_rows(detail::eigh_pack<T> const& task, void* memory) {
+  using V = pack<T, W>;
+  index_t const n = task.a.rows, count = task.a.count;
+  eigh_rows_scratch<V> const s(memory, n);
+  index_t const pitch = s.pitch, square = s.square;
+  row_work<T> const work(s.work, n);
+  reflection_rows<T> const reflections(s.reflections, n, n);
+  bool const vectors = task.vectors.data != nullptr;
+  pack_scale<V> scale;
+  std::fill_n(s.d, n, V{});
+  std::fill_n(s.e, n, V{});
+  for (index_t l = 0; l < count; ++l) {
+    load_rows<V>(task.a, l, true, s.a, scale);
+    tridiagonalize_rows(s.a, n, reflections, reinterpret_cast<T*>(s.d) + l,
+                        reinterpret_cast<T*>(s.e) + l, W, work);
+    if (!vectors) continue;
+    set_identity_rows(s.a, pitch, square / pitch);
+    apply_reflections(reflections, n - 1, 1, true, s.a, pitch, n, work);
+    transpose_rows(s.a, s.turned + l * square, n);
+  }
+  rotation_list<V, 1> list(s.rotations, n);
+  auto const unconverged = iterate_tridiagonal(s.d, s.e, n, list, [&](rotation_list<V, 1>& some) {
+    for (index_t l = 0; vectors && l < count; ++l) turn_rows(some, 0, l, s.turned + l * square, n);
+    some.clear();
+  });
+  sort_lanes<false>(s.d, s.order, n);
+  for (index_t j = 0; j < n; ++j) s.d[j] = scale.undo(s.d[j]);
+  store_pack<V>(s.d, n, 1, 1, nullptr, scale.finite, task.values, count);
+  for (index_t l = 0; l < count; ++l) {
+    bool const finite = scale.finite[l] != 0;
+    task.info[l] = finite ? static_cast<std::int32_t>(unconverged[l]) : detail::k_info_nonfinite;
+    if (!vectors) continue;
+    sort_rows(s.turned + l * square, pitch, n, s.order, l, s.a);
+    store_transposed(s.a, pitch, n, n, finite, task.vectors, l);
+  }
+}
+
+template <class T, int W>
+index_t eigh_rows_bytes(index_t, index_t n) {
+  return eigh_rows_scratch<pack<T, W>>(nullptr, n).parts.bytes();
+}
+
 template <class T>
 constexpr detail::pack_kernels<detail::eigh_pack<T>> eigh_kernels = {
     {k_wide_pack<T>, eigh_pack_bytes<T, k_wide_pack<T>>, run_eigh_pack<T, k_wide_pack<T>>},
     {k_narrow_pack<T>, eigh_pack_bytes<T, k_narrow_pack<T>>, run_eigh_pack<T, k_narrow_pack<T>>}};
+template <class T>
+constexpr detail::pack_kernels<detail::eigh_pack<T>> eigh_rows_kernels = {
+    {k_wide_pack<T>, eigh_rows_bytes<T, k_wide_pack<T>>, run_eigh_rows<T, k_wide_pack<T>>},
+    {k_narrow_pack<T>, eigh_rows_bytes<T, k_narrow_pack<T>>, run_eigh_rows<T, k_narrow_pack<T>>}};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -170,11 +249,13 @@ void eigh(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> val
   detail::route(
       "eigh", a.device,
       [&] {
-        if (!detail::fits_pack(n, n))
+        if (!detail::fits_rows(n, n))
           return detail::for_each_matrix(ctx, "eigh", a, info, params, [&] {
             return eigh_worker<T>(ctx, a, values, vectors, params.nonfinite);
           });
-        detail::for_each_pack(ctx, "eigh", a, info, params, SUBSPAN_PICK(eigh_kernels<T>),
+        detail::for_each_pack(ctx, "eigh", a, info, params,
+                              detail::fits_pack(n, n) ? SUBSPAN_PICK(eigh_kernels<T>)
+                                                      : SUBSPAN_PICK(eigh_rows_kernels<T>),
                               [&](index_t first, index_t count) {
                                 detail::eigh_pack<T> task{detail::input_of(a, false, first, count),
                                                           detail::output_of(values, false, first),

@@ -86,10 +86,122 @@ index_t svd_pack_bytes(index_t m, index_t n) {
   return svd_scratch<pack<T, W>>(nullptr, m, n).parts.bytes();
 }
 
+/// The same for larger matrices: one after the other with the lanes along their rows, but for the
+/// iteration, a chain of divisions and roots, that goes on for all at once.
+template <class V>
+struct svd_rows_scratch {
+  using T = lane_type<V>;
+  using R = row_vector<T>;
+  index_t m, n, pitch;
+  pack_scratch<R> parts;
+  V *d, *e, *rotations;
+  lane_mask<V>* order;
+  T *a, *b, *triangle, *work, *left, *right;
+  T *turned_left, *turned_right, *qr;  // of every matrix
+
+  svd_rows_scratch(void* memory, index_t rows, index_t columns)
+      : m(rows), n(columns), pitch(row_pitch<T>(columns)), parts(memory) {
+    d = packs(n);
+    e = packs(n);
+    order = reinterpret_cast<lane_mask<V>*>(packs(n));
+    rotations = packs(rotation_list<V, 2>::size(n));
+    index_t const whole = vectors_of<T>(std::max(m, n)) * k_row_lanes<T>;
+    a = numbers(whole * pitch);
+    b = numbers(whole * pitch);
+    triangle = m > n ? numbers(vectors_of<T>(n) * k_row_lanes<T> * pitch) : a;
+    work = numbers(row_work<T>::size(m));
+    left = numbers(reflection_rows<T>::size(n, n));
+    right = numbers(reflection_rows<T>::size(n, n));
+    turned_left = numbers(lane_count<V> * square());
+    turned_right = numbers(lane_count<V> * square());
+    qr = numbers(m > n ? lane_count<V> * reflection_rows<T>::size(n, m) : 0);
+  }
+
+  /// One matrix of n rows, whole vectors of them.
+  index_t square() const { return vectors_of<T>(n) * k_row_lanes<T> * pitch; }
+  reflection_rows<T> qr_of(index_t lane) const {
+    return {qr + lane * reflection_rows<T>::size(n, m), n, m};
+  }
+
+ private:
+  T* numbers(index_t count) { return reinterpret_cast<T*>(parts.take(vectors_of<T>(count))); }
+  V* packs(index_t count) { return reinterpret_cast<V*>(numbers(count * lane_count<V>)); }
+};
+
+template <class T, int W>
+void run_svd_rows(detail::svd_pack<T> const& task, void* memory) {
+  using V = pack<T, W>;
+  index_t const m = task.a.rows, n = task.a.cols, count = task.a.count;
+  svd_rows_scratch<V> const s(memory, m, n);
+  index_t const pitch = s.pitch, square = s.square();
+  row_work<T> const work(s.work, m);
+  reflection_rows<T> const left(s.left, n, n), right(s.right, n, n);
+  bool const vectors = task.left.data != nullptr;
+  pack_scale<V> scale;
+  std::fill_n(s.d, n, V{});
+  std::fill_n(s.e, n, V{});
+  for (index_t l = 0; l < count; ++l) {
+    load_rows<V>(task.a, l, false, s.a, scale);
+    if (m > n) factor_rows(s.a, m, n, s.qr_of(l), s.triangle, work);
+    bidiagonalize_rows(s.triangle, n, left, right, reinterpret_cast<T*>(s.d) + l,
+                       reinterpret_cast<T*>(s.e) + l, W, work);
+    if (!vectors) continue;
+    set_identity_rows(s.b, pitch, square / pitch);
+    apply_reflections(left, n, 0, true, s.b, pitch, n, work);
+    transpose_rows(s.b, s.turned_left + l * square, n);
+    set_identity_rows(s.b, pitch, square / pitch);
+    apply_reflections(right, n - 1, 1, true, s.b, pitch, n, work);
+    transpose_rows(s.b, s.turned_right + l * square, n);
+  }
+  rotation_list<V, 2> list(s.rotations, n);
+  auto const unconverged = iterate_bidiagonal(s.d, s.e, n, list, [&](rotation_list<V, 2>& some) {
+    if (vectors)
+      for (index_t l = 0; l < count; ++l) {
+        turn_rows(some, 0, l, s.turned_left + l * square, n);
+        turn_rows(some, 1, l, s.turned_right + l * square, n);
+      }
+    some.clear();
+  });
+  // The sign of a value goes to its left vector.
+  for (index_t l = 0; vectors && l < count; ++l)
+    for (index_t j = 0; j < n; ++j)
+      if (s.d[j][l] < 0) scale_row(s.turned_left + l * square + j * pitch, T(-1), n);
+  for (index_t j = 0; j < n; ++j) s.d[j] = magnitude(s.d[j]);
+  sort_lanes<true>(s.d, s.order, n);
+  for (index_t j = 0; j < n; ++j) s.d[j] = scale.undo(s.d[j]);
+  store_pack<V>(s.d, n, 1, 1, nullptr, scale.finite, task.values, count);
+  for (index_t l = 0; l < count; ++l) {
+    bool const finite = scale.finite[l] != 0;
+    task.info[l] = finite ? static_cast<std::int32_t>(unconverged[l]) : detail::k_info_nonfinite;
+    if (!vectors) continue;
+    sort_rows(s.turned_right + l * square, pitch, n, s.order, l, s.a);
+    store_transposed(s.a, pitch, n, n, finite, task.right, l);
+    sort_rows(s.turned_left + l * square, pitch, n, s.order, l, s.a);
+    if (m == n) {
+      store_transposed(s.a, pitch, n, n, finite, task.left, l);
+      continue;
+    }
+    transpose_rows(s.a, s.b, n);
+    std::fill_n(s.b + n * pitch, (m - n) * pitch, T{0});
+    apply_reflections(s.qr_of(l), n, 0, false, s.b, pitch, n, work);
+    auto const [data, next, row_stride, col_stride] = task.left;
+    store_transposed<T>(s.b, pitch, n, m, finite, {data, next, col_stride, row_stride}, l);
+  }
+}
+
+template <class T, int W>
+index_t svd_rows_bytes(index_t m, index_t n) {
+  return svd_rows_scratch<pack<T, W>>(nullptr, m, n).parts.bytes();
+}
+
 template <class T>
 constexpr detail::pack_kernels<detail::svd_pack<T>> svd_kernels = {
     {k_wide_pack<T>, svd_pack_bytes<T, k_wide_pack<T>>, run_svd_pack<T, k_wide_pack<T>>},
     {k_narrow_pack<T>, svd_pack_bytes<T, k_narrow_pack<T>>, run_svd_pack<T, k_narrow_pack<T>>}};
+template <class T>
+constexpr detail::pack_kernels<detail::svd_pack<T>> svd_rows_kernels = {
+    {k_wide_pack<T>, svd_rows_bytes<T, k_wide_pack<T>>, run_svd_rows<T, k_wide_pack<T>>},
+    {k_narrow_pack<T>, svd_rows_bytes<T, k_narrow_pack<T>>, run_svd_rows<T, k_narrow_pack<T>>}};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -194,12 +306,14 @@ void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
   detail::route(
       "svd", a.device,
       [&] {
-        if (!detail::fits_pack(m, n))
+        if (!detail::fits_rows(m, n))
           return detail::for_each_matrix(ctx, "svd", a, info, params, [&] {
             return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite);
           });
         bool const wide = m < n;
-        detail::for_each_pack(ctx, "svd", a, info, params, SUBSPAN_PICK(svd_kernels<T>),
+        detail::for_each_pack(ctx, "svd", a, info, params,
+                              detail::fits_pack(m, n) ? SUBSPAN_PICK(svd_kernels<T>)
+                                                      : SUBSPAN_PICK(svd_rows_kernels<T>),
                               [&](index_t first, index_t count) {
                                 detail::svd_pack<T> task{detail::input_of(a, wide, first, count),
                                                          detail::output_of(s, false, first),

@@ -7,12 +7,15 @@
 
 namespace subspan::detail {
 
-/// Matrices of this many rows and columns go into packs: a rule of the shape alone, because a
-/// matrix's bits must not depend on its batch.
-inline constexpr index_t k_pack_columns_limit = 32, k_pack_entries_limit = 65536;
+/// Which matrices go into packs, and which are larger but still better off with our rows than with
+/// LAPACK: rules of the shape alone, because a matrix's bits must not depend on its batch.
+inline constexpr index_t k_pack_limit = 32, k_rows_limit = 128, k_entries_limit = 65536;
 
 inline bool fits_pack(index_t m, index_t n) {
-  return m > 0 && n > 0 && std::min(m, n) <= k_pack_columns_limit && m * n <= k_pack_entries_limit;
+  return m > 0 && n > 0 && std::min(m, n) <= k_pack_limit && m * n <= k_entries_limit;
+}
+inline bool fits_rows(index_t m, index_t n) {
+  return m > 0 && n > 0 && std::min(m, n) <= k_rows_limit && m * n <= k_entries_limit;
 }
 
 /// Matrices [first, first + count) of a batch.

@@ -8,6 +8,7 @@
 #include "detail/pack_reflections.inl.hpp"
 #include "detail/pack_rotations.inl.hpp"
 #include "detail/pack_scratch.inl.hpp"
+#include "detail/row_reflections.inl.hpp"
 
 template <class T>
 constexpr int k_wide_pack = SUBSPAN_VECTOR_BYTES / static_cast<int>(sizeof(T));

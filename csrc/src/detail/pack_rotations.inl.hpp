@@ -53,6 +53,19 @@ class rotation_list {
   }
   void clear() { count_ = 0; }
 
+  /// each(begin, end, angle) for every sweep of a side; angle(k, 0, lane) is the cosine, angle(k, 1,
+  /// lane) the sine.
+  template <class Each>
+  void for_each_sweep(int side, Each&& each) const {
+    for (index_t t = 0; t < count_; ++t) {
+      auto const* const list =
+          reinterpret_cast<lane_type<V> const*>(memory_ + t * n_ * 2 * Sides + side * 2);
+      each(begin_[t], end_[t], [list](index_t k, index_t which, index_t lane) {
+        return list[(k * 2 * Sides + which) * lane_count<V> + lane];
+      });
+    }
+  }
+
  private:
   template <int Rows>
   void apply_to(int side, V* q, index_t pitch) const {

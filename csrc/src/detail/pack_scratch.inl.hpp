@@ -18,6 +18,12 @@ class pack_scratch {
   index_t used_ = 0;
 };
 
+/// The rows of a matrix of one lane in the order of its values.
+template <class T, class M>
+void sort_rows(T const* from, index_t pitch, index_t n, M const* order, index_t lane, T* to) {
+  for (index_t j = 0; j < n; ++j) std::copy_n(from + order[j][lane] * pitch, pitch, to + j * pitch);
+}
+
 /// order[j]: in every lane, which of the n values comes j-th.
 template <bool Descending, class V>
 void sort_lanes(V* values, lane_mask<V>* order, index_t n) {

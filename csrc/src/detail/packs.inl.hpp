@@ -90,13 +90,51 @@ inline V power_of_two(V x) {
   return power > 0 ? power : all_lanes<V>(1);
 }
 
-/// How the matrices of a pack were scaled: every entry by `up`, then by 1 / `power`.
+/// How the matrices of a pack are scaled: every entry by `up`, then by 1 / `power`. Both are powers
+/// of two, so that this is exact, and bring the greatest entry into [1, 2). Matrices that are not
+/// finite become zero.
 template <class V>
 struct pack_scale {
   V up, power;
   lane_mask<V> finite;
 
+  pack_scale() : up(all_lanes<V>(1)), power(up), finite(up == up) {}
+  /// most: the greatest magnitude.
+  pack_scale(V most, lane_mask<V> all_finite) : finite(all_finite) {
+    using T = lane_type<V>;
+    // Subnormal numbers become normal before their exponent is taken.
+    constexpr T tiny = sizeof(T) == 4 ? T(0x1p-64) : T(0x1p-512);
+    constexpr T big = sizeof(T) == 4 ? T(0x1p85) : T(0x1p563);
+    most = finite ? most : V{};
+    up = most < tiny ? all_lanes<V>(big) : all_lanes<V>(1);
+    power = power_of_two(most * up);
+  }
+
+  void apply(V* a, index_t rows, index_t columns, index_t pitch) const {
+    V const down = 1 / power;
+    for (index_t i = 0; i < rows; ++i)
+      for (index_t j = 0; j < columns; ++j) {
+        V& x = a[i * pitch + j];
+        x = finite ? x * up * down : V{};
+      }
+  }
   V undo(V value) const { return value * power / up; }
+};
+
+/// The greatest magnitude in each lane, and whether all are finite.
+template <class V>
+struct pack_extent {
+  V most{};
+  lane_mask<V> finite = V{} == V{};
+
+  pack_extent(V const* a, index_t rows, index_t columns, index_t pitch) {
+    for (index_t i = 0; i < rows; ++i)
+      for (index_t j = 0; j < columns; ++j) {
+        V const x = magnitude(a[i * pitch + j]);
+        finite &= x <= std::numeric_limits<lane_type<V>>::max();
+        most = larger(x, most);
+      }
+  }
 };
 
 /// Elements [0, n) of `count` <= W lines, line l at from + l * line, times `stride`.
@@ -128,38 +166,17 @@ void load_pack(detail::pack_input<lane_type<V>> const& a, V* to, index_t pitch) 
     load_line<V>(a.data + i * a.row_stride, a.next, a.col_stride, a.cols, a.count, to + i * pitch);
 }
 
-/// Brings the greatest entry of every matrix into [1, 2) by powers of two, which is exact, and makes
-/// matrices that are not finite zero.
 template <class V>
 pack_scale<V> scale_pack(V* a, index_t rows, index_t columns, index_t pitch) {
-  using T = lane_type<V>;
-  V most{};
-  lane_mask<V> finite = most == most;
-  for (index_t i = 0; i < rows; ++i)
-    for (index_t j = 0; j < columns; ++j) {
-      V const x = magnitude(a[i * pitch + j]);
-      finite &= x <= std::numeric_limits<T>::max();
-      most = larger(x, most);
-    }
-  // Twice as small as any power that is needed, so that subnormal numbers become normal.
-  constexpr T tiny = sizeof(T) == 4 ? T(0x1p-64) : T(0x1p-512);
-  constexpr T up = sizeof(T) == 4 ? T(0x1p85) : T(0x1p563);
-  pack_scale<V> scale;
-  scale.finite = finite;
-  most = finite ? most : V{};
-  scale.up = most < tiny ? all_lanes<V>(up) : all_lanes<V>(1);
-  scale.power = power_of_two(most * scale.up);
-  V const down = 1 / scale.power;
-  for (index_t i = 0; i < rows; ++i)
-    for (index_t j = 0; j < columns; ++j) {
-      V& x = a[i * pitch + j];
-      x = finite ? x * scale.up * down : V{};
-    }
+  pack_extent<V> const extent(a, rows, columns, pitch);
+  pack_scale<V> const scale(extent.most, extent.finite);
+  scale.apply(a, rows, columns, pitch);
   return scale;
 }
 
 /// Lane l of column order[j][l] of the [rows, columns] pack goes to out + l * next + i * row_stride
-/// + j * col_stride. `order` null: in order. Lanes that are not finite become NaN.
+/// + j * col_stride. `order` null: in order. Lanes that are not finite become NaN. Zeros lose their
+/// sign, which may depend on what the other lanes needed.
 template <class V>
 void store_pack(V const* from, index_t rows, index_t columns, index_t pitch,
                 lane_mask<V> const* order, lane_mask<V> finite,
@@ -180,7 +197,7 @@ void store_pack(V const* from, index_t rows, index_t columns, index_t pitch,
         T* const target = out + j * to.col_stride;
         if (valid[l] != 0)
           for (index_t i = begin; i < end; ++i)
-            target[i * to.row_stride] = source[i * pitch * width];
+            target[i * to.row_stride] = source[i * pitch * width] + T(0);  // -0 becomes 0
         else
           for (index_t i = begin; i < end; ++i)
             target[i * to.row_stride] = std::numeric_limits<T>::quiet_NaN();
