@@ -33,11 +33,16 @@ row_vector<T> const* vectors_at(T const* row) {
 
 template <class V>
 inline lane_type<V> sum_of_lanes(V v) {
-  lane_type<V> part[lane_count<V>];
-  __builtin_memcpy(part, &v, sizeof v);
-  for (int half = lane_count<V> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  return part[0];
+  if constexpr (lane_count<V> == 16)
+    return sum_of_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  else if constexpr (lane_count<V> == 8)
+    return sum_of_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
+                        __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  else if constexpr (lane_count<V> == 4)
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  else
+    return v[0] + v[1];
 }
 
 /// The reflection of x[begin, n), zeros before: x becomes v, v[begin] = 1. As make_reflection().
@@ -123,25 +128,37 @@ void change_and_gather(T* a, index_t pitch, index_t begin, index_t end, index_t 
     change_and_gather_some<Rank, 1>(a, pitch, begin, end, change, x, at, gathered);
 }
 
+template <int Rows, class T>
+inline void change_and_multiply_some(T* a, index_t pitch, index_t first, index_t last, T const* z,
+                                     T const* v, T const* x, T factor, T* product) {
+  using V = row_vector<T>;
+  V size[Rows], sum[Rows] = {};
+  for (int r = 0; r < Rows; ++r) size[r] = all_lanes<V>(z[r]);
+  for (index_t c = first; c < last; ++c) {
+    V const change = vectors_at(v)[c], other = vectors_at(x)[c];
+    for (int r = 0; r < Rows; ++r) {
+      V& entry = vectors_at(a + r * pitch)[c];
+      V const changed = entry - size[r] * change;
+      entry = changed;
+      sum[r] += changed * other;
+    }
+  }
+  for (int r = 0; r < Rows; ++r) product[r] = factor * sum_of_lanes(sum[r]);
+}
+
 /// Row i -= z[i] v for rows [begin, end); then product[i] = factor * row i . x.
 template <class T>
 void change_and_multiply(T* a, index_t pitch, index_t begin, index_t end, index_t from,
                          index_t columns, T const* z, T const* v, T const* x, T factor,
                          T* product) {
-  using V = row_vector<T>;
   index_t const first = from / k_row_lanes<T>, last = vectors_of<T>(columns);
-  V const *const change = vectors_at(v), *const other = vectors_at(x);
-  for (index_t i = begin; i < end; ++i) {
-    V* const row = vectors_at(a + i * pitch);
-    V const size = all_lanes<V>(z[i]);
-    V sum{};
-    for (index_t c = first; c < last; ++c) {
-      V const entry = row[c] - size * change[c];
-      row[c] = entry;
-      sum += entry * other[c];
-    }
-    product[i] = factor * sum_of_lanes(sum);
-  }
+  index_t i = begin;
+  for (; i + 4 <= end; i += 4)
+    change_and_multiply_some<4>(a + i * pitch, pitch, first, last, z + i, v, x, factor,
+                                product + i);
+  for (; i < end; ++i)
+    change_and_multiply_some<1>(a + i * pitch, pitch, first, last, z + i, v, x, factor,
+                                product + i);
 }
 
 /// Reflections of a matrix, that of step k in row k: vectors of `length` entries.
