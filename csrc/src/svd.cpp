@@ -141,7 +141,7 @@ void run_svd_rows(detail::svd_pack<T> const& task, void* memory) {
   std::fill_n(s.d, n, V{});
   std::fill_n(s.e, n, V{});
   for (index_t l = 0; l < count; ++l) {
-    load_rows<V>(task.a, l, false, s.a, scale);
+    load_rows(task.a, l, false, s.a, scale, l);
     if (m > n) factor_rows(s.a, m, n, s.qr_of(l), s.triangle, work);
     bidiagonalize_rows(s.triangle, n, left, right, reinterpret_cast<T*>(s.d) + l,
                        reinterpret_cast<T*>(s.e) + l, W, work);
@@ -175,17 +175,16 @@ void run_svd_rows(detail::svd_pack<T> const& task, void* memory) {
     task.info[l] = finite ? static_cast<std::int32_t>(unconverged[l]) : detail::k_info_nonfinite;
     if (!vectors) continue;
     sort_rows(s.turned_right + l * square, pitch, n, s.order, l, s.a);
-    store_transposed(s.a, pitch, n, n, finite, task.right, l);
+    store_as_columns(s.a, pitch, n, n, finite, task.right, l);
     sort_rows(s.turned_left + l * square, pitch, n, s.order, l, s.a);
     if (m == n) {
-      store_transposed(s.a, pitch, n, n, finite, task.left, l);
+      store_as_columns(s.a, pitch, n, n, finite, task.left, l);
       continue;
     }
     transpose_rows(s.a, s.b, n);
     std::fill_n(s.b + n * pitch, (m - n) * pitch, T{0});
     apply_reflections(s.qr_of(l), n, 0, false, s.b, pitch, n, work);
-    auto const [data, next, row_stride, col_stride] = task.left;
-    store_transposed<T>(s.b, pitch, n, m, finite, {data, next, col_stride, row_stride}, l);
+    store_as_rows(s.b, pitch, m, n, finite, task.left, l);
   }
 }
 
