@@ -87,7 +87,7 @@ def test_columns_of_any_scale_are_erased(eraser, k):
 
 def test_no_linear_classifier_beats_the_constant_one():
     linear_model = pytest.importorskip("sklearn.linear_model")
-    x, z = rows(600, classes=3)
+    x, z = rows(300, classes=3)
     share = np.bincount(z) / len(z)
     entropy = -np.sum(share * np.log(share))
     for eraser in ERASERS:

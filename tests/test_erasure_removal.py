@@ -68,10 +68,10 @@ def test_the_search_is_that_of_refitted_probes(size, kind):
 
 def test_a_planted_block_is_found_and_helps_elsewhere():
     linear_model = pytest.importorskip("sklearn.linear_model")
-    x, z, domains = sample(900)
+    x, z, domains = sample(600)
     removal = HeadRemoval(4).fit(x, z, domains=domains)
     assert removal.removed_[0] == 2
-    assert removal.scores_[0] < 0 < removal.scores_[-1]
+    assert removal.scores_[0] < 0.2 < 0.5 < removal.scores_[-1]
     assert (np.diff(removal.scores_) > 0).all()
     clean = removal.transform(x)
     accuracy = {}

@@ -7,7 +7,7 @@ from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 torch = pytest.importorskip("torch")
 gradcheck, gradgradcheck = torch.autograd.gradcheck, torch.autograd.gradgradcheck
 
-SHAPES = [(4, 4), (6, 3), (3, 6), (2, 5, 3), (2, 3, 3, 5), (1, 1), (3, 1), (1, 3)]
+SHAPES = [(3, 3), (5, 3), (2, 4), (2, 3, 2), (2, 2, 1, 3), (1, 1), (3, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_values_and_qr_against_finite_differences(shape):
     assert gradcheck(lambda a: tuple(qr(a)), leaf(*shape))
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (3, 2, 2), (2, 1, 3, 3), (1, 1)])
+@pytest.mark.parametrize("shape", [(4, 4), (2, 1, 2, 2), (1, 1)])
 @pytest.mark.parametrize("options", [{}, {"subspace": True}])
 def test_eigh_against_finite_differences(shape, options):
     a = leaf(*shape)
@@ -73,11 +73,11 @@ def test_eigh_against_finite_differences(shape, options):
 
 
 def test_second_derivatives():
-    assert gradgradcheck(fixed_svd, leaf(2, 4, 3))
-    assert gradgradcheck(fixed_svd, leaf(3, 4))
-    assert gradgradcheck(fixed_eigh, leaf(4, 4))
-    assert gradgradcheck(lambda a: tuple(qr(a)), leaf(4, 3))
-    assert gradgradcheck(lambda a: tuple(qr(a)), leaf(2, 3, 4))
+    assert gradgradcheck(fixed_svd, leaf(3, 2))
+    assert gradgradcheck(fixed_svd, leaf(2, 2, 3))
+    assert gradgradcheck(fixed_eigh, leaf(3, 3))
+    assert gradgradcheck(lambda a: tuple(qr(a)), leaf(3, 2))
+    assert gradgradcheck(lambda a: tuple(qr(a)), leaf(2, 3))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-11)])
@@ -210,9 +210,9 @@ def test_subspace_mode_where_the_rank_is_low():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda u, _, __: u[0, 0, 0],
+        lambda u, _, __: u[0, :, 0] @ torch.arange(1.0, 5.0, dtype=u.dtype),
         lambda _, __, vh: vh[0, 1] @ torch.arange(1.0, 4.0, dtype=vh.dtype),
-        lambda u, s, vh: (u[0, :, 0] * vh[0, 0, 0] * s[0, 0]).sum(),
+        lambda u, s, vh: (u[0, :, :1] @ vh[0, :1] * s[0, 0]).square()[:2, :2].sum(),
         lambda u, s, vh: (u[0] @ vh[0]).sum() + s[0, 0],
     ],
     ids=["u", "v", "product", "one value of two"],
@@ -231,7 +231,7 @@ def test_subspace_mode_refuses_a_loss_that_sees_the_basis(loss):
 def test_subspace_mode_refuses_an_eigenvector_of_a_cluster():
     a = symmetric_with([1.0, 1.0, 2.0])
     with pytest.raises(InvalidArgumentError, match=r"\[eigh\] loss must not depend on the basis"):
-        eigh(a, subspace=True).vectors[0, 0].backward()
+        (torch.arange(1.0, 4.0, dtype=a.dtype) @ eigh(a, subspace=True).vectors[:, 0]).backward()
     eigh(a, subspace=True).vectors[0, 2].square().backward()
     assert torch.isfinite(a.grad).all()
 
