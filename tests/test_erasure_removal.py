@@ -86,7 +86,7 @@ def test_a_planted_block_is_found_and_helps_elsewhere():
     for domain in DOMAINS:
         assert accuracy["after", domain][0] > 0.85
         assert accuracy["after", domain][1] > accuracy["before", domain][1] - 0.05
-    assert np.mean([accuracy["before", d][0] for d in DOMAINS]) < 0.8
+    assert min(accuracy["before", domain][0] for domain in DOMAINS) < 0.6
 
 
 def test_transform_fills_and_leaves_the_rest_bit_for_bit():
