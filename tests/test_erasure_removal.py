@@ -71,7 +71,8 @@ def test_a_planted_block_is_found_and_helps_elsewhere():
     x, z, domains = sample(600)
     removal = HeadRemoval(4).fit(x, z, domains=domains)
     assert removal.removed_[0] == 2
-    assert removal.scores_[0] < 0.2 < 0.5 < removal.scores_[-1]
+    assert removal.scores_[0] < 0.2
+    assert removal.scores_[-1] > 0.5
     assert (np.diff(removal.scores_) > 0).all()
     clean = removal.transform(x)
     accuracy = {}
