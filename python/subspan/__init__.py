@@ -4,7 +4,7 @@ Fast and exact C++/CUDA primitives on numpy, torch and cupy arrays, and the work
 run with them on the activations and weights of neural networks.
 """
 
-from subspan import errors, spectrum
+from subspan import errors
 from subspan._ops.native import __version__
 
 # isort: split
@@ -24,6 +24,9 @@ from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
 from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
 from subspan._ops.topk import TopK, topk
+
+# isort: split
+from subspan import spectrum  # made of the primitives above
 
 __all__ = [
     "KNN",
