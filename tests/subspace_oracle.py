@@ -10,10 +10,9 @@ def frame(rng, n, p, lead=()):
     return np.linalg.qr(rng.standard_normal((*lead, n, p)))[0]
 
 
-def mixing(rng, p, lead=()):
-    """Random changes of basis, of a condition number of at most about 10."""
-    q = frame(rng, p, p, lead)
-    return q * np.linspace(0.3, 3.0, p) @ frame(rng, p, p, lead)
+def mixing(rng, p, lead=(), *, condition=10.0):
+    """Random changes of basis."""
+    return frame(rng, p, p, lead) * np.linspace(1, condition, p) @ frame(rng, p, p, lead)
 
 
 def planted(rng, n, p, q, theta, lead=(), *, mix=True):

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 import scipy.linalg
-from subspace_oracle import EPS, apart, frame, planted
-from subspan.subspaces import Subspaces, _work, principal_angles, span
+from subspace_oracle import EPS, apart, frame, mixing, planted
+from subspan.errors import InvalidArgumentError
+from subspan.subspaces import (
+    Subspaces,
+    _pairs,
+    _screen,
+    _work,
+    principal_angles,
+    spaces,
+    span,
+)
 
 # Of all sizes, together: this is where scipy 1.17 takes an arccos for the tiny ones.
 SPECTRA = {
@@ -90,9 +99,52 @@ def test_all_pairs_equal_a_loop_over_scipy(rng):
     assert np.abs(shared - found).max() <= 4 * EPS
 
 
-def test_tiles_change_nothing(rng, monkeypatch):
-    from subspan.subspaces import _pairs
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_short_way_of_far_pairs(dtype, rng):
+    """Gram matrices decide what they can; near pairs and poor bases go the long way."""
+    theta = rng.uniform(0.9, np.pi / 2, (40, 3))
+    theta[::5, 0] = 1e-3
+    theta.sort(axis=-1)
+    a, b = planted(rng, 25, 3, 4, theta[:, None, :], (40,), mix=False)
+    a = a @ mixing(rng, 3, (40,), condition=4)
+    b = b @ mixing(rng, 4, (40,), condition=4)
+    a[7] *= [1.0, 1e-4, 1e-2]
+    a[8, :, 2] = a[8, :, 0] + a[8, :, 1]
+    b[9] *= 1e-3
+    a, b = a.astype(dtype), b.astype(dtype)
+    known = _screen.screen(*(spaces.read("x", "x", x) for x in (a, b)))
+    assert not known.decided[[0, 5, 7, 8, 10]].any()
+    assert known.decided[9]
+    assert known.decided.sum() > 15
+    found = principal_angles(a, b)
+    limit = 50 * np.finfo(dtype).eps
+    others = np.arange(40) != 8
+    others[7] = dtype == np.float64  # 1e-4 of a column is not much of float32
+    assert np.abs(found.angles - theta)[others].max() <= limit
+    assert found.dims_a.tolist() == [2 if i == 8 else 3 for i in range(40)]
+    assert np.isnan(found.angles[8]).tolist() == [False, False, True]
+    by_span = principal_angles(span(a), span(b)).angles
+    np.testing.assert_allclose(found.angles, by_span, rtol=0, atol=limit)
+    a[11, 2, 1] = np.inf
+    with pytest.raises(InvalidArgumentError, match=r"a must be finite, .* in matrix \[11\]"):
+        principal_angles(a, b)
 
+
+@pytest.mark.parametrize("shape", [(30, 40, 4), (1, 9, 1), (3, 300, 20)])
+def test_products_do_not_depend_on_threads(shape, rng, threads, monkeypatch):
+    monkeypatch.setattr(_screen, "_BLOCK", 1000)
+    a, b = rng.standard_normal(shape), rng.standard_normal((*shape[:2], 3))
+    found = []
+    for count in (1, 2, 5):
+        threads(count)
+        found.append(_screen._products(a, b))
+    for products in found:
+        for mine, truth in zip(products, (a.mT @ a, b.mT @ b, a.mT @ b), strict=True):
+            np.testing.assert_allclose(mine, truth, rtol=1e-12, atol=1e-12)
+    assert all(np.array_equal(x, y) for some in found for x, y in zip(some, found[0], strict=True))
+
+
+def test_tiles_change_nothing(rng, monkeypatch):
     a = rng.standard_normal((6, 18, 4))
     b = a[:, None] + 0.1 * rng.standard_normal((6, 5, 18, 4))
     whole = principal_angles(a[:, None], b).angles

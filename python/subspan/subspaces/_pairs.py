@@ -13,10 +13,21 @@ import subspan
 from subspan import _checks
 from subspan.errors import InvalidArgumentError
 from subspan.subspaces import _work
+from subspan.subspaces._screen import screen
 from subspan.subspaces._work import Floats
-from subspan.subspaces.spaces import Spaces
+from subspan.subspaces.spaces import Given, Spaces, orthonormal
 
-__all__ = ["Principal", "angles", "cross", "gather", "joint_lead", "principal", "row", "spread"]
+__all__ = [
+    "Principal",
+    "angles",
+    "cross",
+    "gather",
+    "joint_lead",
+    "measure",
+    "principal",
+    "row",
+    "spread",
+]
 
 # Elements of a tile of products and of residuals: 16 MiB of float64.
 _TILE = 1 << 21
@@ -40,6 +51,48 @@ def joint_lead(function: str, a: Spaces, b: Spaces) -> tuple[int, ...]:
             f"[{function}] a and b must have leading axes that broadcast, got {a.lead} and "
             f'{b.lead}. Where all pairs are wanted, say pairs="all"'
         ) from None
+
+
+class Measured(NamedTuple):
+    """Angles of pairs, and the dimensions of what formed them."""
+
+    theta: Floats
+    dims_a: NDArray[np.int64]
+    dims_b: NDArray[np.int64]
+
+    gap: NDArray[np.int64]
+    """Differences of the dimensions, of shapes that broadcast to that of the pairs."""
+
+
+def measure(function: str, first: Given, second: Given, pairs: str) -> Measured:
+    """Angles of what was given."""
+    alone = _checks.choice(function, "pairs", pairs, ("broadcast", "all")) == "broadcast"
+    known = screen(first, second) if alone else None
+    if known is None or known.decided.mean() < 0.5:
+        return _measure_all(function, first, second, pairs)
+    lead, theta = first.dims.shape, known.theta
+    dims_a, dims_b = (given.dims.reshape(-1).copy() for given in (first, second))
+    rest = np.flatnonzero(~known.decided)
+    if rest.size:
+        left, right = (
+            given._replace(x=_work.take(given.flat(), rest), dims=dims[rest])
+            for given, dims in ((first, dims_a), (second, dims_b))
+        )
+        try:
+            found = _measure_all(function, left, right, "broadcast")
+        except InvalidArgumentError:  # not finite: to be named by its place among all
+            return _measure_all(function, first, second, pairs)
+        theta[rest], dims_a[rest], dims_b[rest] = found.theta, found.dims_a, found.dims_b
+    gap = np.abs(dims_a - dims_b).reshape(lead)
+    shape = (*lead, theta.shape[-1])
+    return Measured(theta.reshape(shape), dims_a.reshape(lead), dims_b.reshape(lead), gap)
+
+
+def _measure_all(function: str, first: Given, second: Given, pairs: str) -> Measured:
+    a = orthonormal(function, "a", first, signed=False)
+    b = orthonormal(function, "b", second, signed=False)
+    left, right = spread(function, a, b, pairs)
+    return Measured(angles(left, right), a.dims, b.dims, np.abs(left.dims - right.dims))
 
 
 def cross(a: Any, b: Any) -> Any:

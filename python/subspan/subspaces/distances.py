@@ -11,7 +11,7 @@ from subspan import _checks
 from subspan.errors import InvalidArgumentError
 from subspan.subspaces import _pairs, _work
 from subspan.subspaces._work import Floats
-from subspan.subspaces.spaces import orthonormal, read_pair
+from subspan.subspaces.spaces import read_pair
 
 __all__ = ["METRICS", "Metric", "distance", "from_angles", "metrics_table"]
 
@@ -268,11 +268,8 @@ def distance(
     wanted = [_BY_ANY_NAME[_checks.choice(function, "metric", m, _BY_ANY_NAME)] for m in names]
     _check_reading(function, dims, wanted)
     first, second = read_pair(function, a, b)
-    sa = orthonormal(function, "a", first, signed=False)
-    sb = orthonormal(function, "b", second, signed=False)
-    sa, sb = _pairs.spread(function, sa, sb, pairs)
-    theta = _pairs.angles(sa, sb)
-    gap = np.abs(sa.dims - sb.dims)
+    measured = _pairs.measure(function, first, second, pairs)
+    theta, gap = measured.theta, measured.gap
     dtype = max(first.dtype, second.dtype)
     found = [
         _work.give(first.source, np.asarray(_value(m, theta, gap, dims)), dtype) for m in wanted

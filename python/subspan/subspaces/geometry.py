@@ -107,8 +107,8 @@ def exp(a: Any, delta: Any, t: Any = 1.0) -> Any:
     --------
     >>> import numpy as np
     >>> from subspan.subspaces import exp
-    >>> exp(np.array([[1.0], [0.0]]), np.array([[0.0], [np.pi / 2]]), [0.5, 1.0]).round(4).tolist()
-    [[[0.7071], [0.7071]], [[0.0], [1.0]]]
+    >>> exp(np.array([[1.0], [0.0]]), np.array([[0.0], [np.pi / 2]]), 0.5).round(4).tolist()
+    [[0.7071], [0.7071]]
     """
     source, dtype, sa, d = _with_tangent("exp", a, "delta", delta)
     return _work.give(source, moved(sa.q, d, _times("exp", t)), dtype)

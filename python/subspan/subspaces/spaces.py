@@ -120,6 +120,10 @@ class Given(NamedTuple):
     source: Any
     orthonormal: bool
 
+    def flat(self) -> Any:
+        """Matrices on one leading axis."""
+        return self.x.reshape(prod(self.dims.shape), *self.x.shape[-2:])
+
     @property
     def dtype(self) -> str:
         """Dtype of results."""
