@@ -62,15 +62,27 @@ class Sides(NamedTuple):
             advance(1)
         return (made, made) if self.symmetric else (made[: len(self.x)], made[len(self.x) :])
 
-    def pairs(self, *, ordered: bool = False) -> list[tuple[int, int]]:
-        """Return the pairs to work out; of a set with itself one order of each will do."""
-        if self.symmetric and not ordered:
-            return list(itertools.combinations_with_replacement(range(len(self.x)), 2))
-        return list(itertools.product(range(len(self.x)), range(len(self.y))))
+    def pairs(self, *, ordered: bool = False, same: bool = True) -> list[tuple[int, int]]:
+        """Return the pairs to work out.
 
-    def matrix(self, values: Iterable[tuple[tuple[int, int], float]]) -> NDArray[np.float64]:
-        """Return (L1, L2) from values of `pairs`, mirrored where one order was worked out."""
+        Of a set with itself one order of each will do, unless ``ordered``, and a layer with itself
+        is known without ``same``.
+        """
+        pairs = itertools.product(range(len(self.x)), range(len(self.y)))
+        if not self.symmetric:
+            return list(pairs)
+        return [(i, j) for i, j in pairs if i < j or (i == j and same) or (i > j and ordered)]
+
+    def matrix(
+        self, values: Iterable[tuple[tuple[int, int], float]], same: Any = np.nan
+    ) -> NDArray[np.float64]:
+        """Return (L1, L2) from values of `pairs`, mirrored where one order was worked out.
+
+        ``same``: of the layers of a set with themselves, where these were not worked out.
+        """
         out = np.full((len(self.x), len(self.y)), np.nan)
+        if self.symmetric:
+            np.fill_diagonal(out, same)
         given = np.zeros(out.shape, bool)
         for pair, value in values:
             out[pair], given[pair] = value, True

@@ -127,6 +127,8 @@ def compare(
     steps = Steps(progress)
     made = chosen.prepare("compare", sides, steps, **{**chosen.options, **options})
     matrix = made.matrix(steps)
+    if sides.symmetric:  # by definition, and without rounding
+        np.fill_diagonal(matrix, np.where(np.isnan(np.diag(matrix)), np.nan, chosen.identity))
     ranks = made.ranks or (None, None)
     if count == 0:
         return Comparison(name, matrix, None, None, None, *ranks)

@@ -237,16 +237,16 @@ class Spaces:
 
     def matrix(self, steps: Steps) -> Float64:
         """Return values (L1, L2)."""
-        return self._values([a.q for a in self._spaces[1]], steps)
+        return self._values([a.q for a in self._spaces[1]], steps, same=False)
 
     def permuted(self, order: NDArray[np.int64]) -> Float64:
         """Return values with the samples of the second side in another order."""
-        return self._values([a.q[order] for a in self._spaces[1]], Steps())
+        return self._values([a.q[order] for a in self._spaces[1]], Steps(), same=True)
 
-    def _values(self, right: list[Floats], steps: Steps) -> Float64:
+    def _values(self, right: list[Floats], steps: Steps, *, same: bool) -> Float64:
         left, other = self._spaces
         weighted = self._kind == "pwcca"
-        pairs = self._sides.pairs(ordered=weighted)
+        pairs = self._sides.pairs(ordered=weighted, same=same)
         ranks = {(i, j): min(left[i].q.shape[1], right[j].shape[1]) for i, j in pairs}
         pairs = [pair for pair in pairs if ranks[pair]]
         advance = steps.stage("pairs", len(pairs))
@@ -256,12 +256,12 @@ class Spaces:
                 rho, weights = _weighted(left[i], other[j], right[j])
                 values.append(((i, j), float(weights @ rho)))
                 advance(1)
-            return self._sides.matrix(values)
-        for batch, stack in cross_products([a.q for a in left], right, pairs):
-            k = np.array([ranks[pair] for pair in batch])
-            values += zip(batch, np.minimum(nuclear_norms(stack, k) / k, 1.0), strict=True)
-            advance(len(batch))
-        return self._sides.matrix(values)
+        else:
+            for batch, stack in cross_products([a.q for a in left], right, pairs):
+                k = np.array([ranks[pair] for pair in batch])
+                values += zip(batch, np.minimum(nuclear_norms(stack, k) / k, 1.0), strict=True)
+                advance(len(batch))
+        return self._sides.matrix(values, same=np.where(self.ranks[0] > 0, 1.0, np.nan))
 
 
 def _unit(rho: Floats) -> Float64:

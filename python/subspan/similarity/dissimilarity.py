@@ -17,6 +17,8 @@ _RDMS = ("correlation", "euclidean")
 _METHODS = ("spearman", "pearson", "cosine")
 # Entries of a block of distances.
 _BLOCK = 1 << 20
+# Terms that are summed in the dtype of the rows before float64 takes over.
+_RUN = 1 << 14
 
 
 def rsa(x: Any, y: Any, *, rdm: str = "correlation", method: str = "spearman") -> float:
@@ -97,9 +99,12 @@ class Dissimilarities:
 
 def _products(left: Floats, right: Floats, order: NDArray[np.int64] | None, n: int) -> Float64:
     """Return inner products (L1, L2), the samples of the right side in another order."""
-    if order is None:
-        return np.asarray(left @ right.T, np.float64)
     out = np.zeros((len(left), len(right)))
+    if order is None:
+        for start in range(0, left.shape[1], _RUN):
+            run = slice(start, start + _RUN)
+            out += left[:, run] @ right[:, run].T
+        return out
     step = max(1, _BLOCK // n)
     for start in range(0, n - 1, step):
         stop = min(start + step, n - 1)

@@ -111,22 +111,22 @@ class Shapes:
 
     def matrix(self, steps: Steps) -> Float64:
         """Return distances (L1, L2)."""
-        return self._distances(self._rows[1], steps)
+        return self._distances(self._rows[1], steps, same=False)
 
     def permuted(self, order: NDArray[np.int64]) -> Float64:
         """Return distances with the samples of the second side in another order."""
-        return self._distances([rows[order] for rows in self._rows[1]], Steps())
+        return self._distances([rows[order] for rows in self._rows[1]], Steps(), same=True)
 
-    def _distances(self, right: list[Floats], steps: Steps) -> Float64:
+    def _distances(self, right: list[Floats], steps: Steps, *, same: bool) -> Float64:
         left = self._rows[0]
-        pairs = self._sides.pairs()
+        pairs = self._sides.pairs(same=same)
         advance = steps.stage("pairs", len(pairs))
         values: list[tuple[tuple[int, int], float]] = []
         for batch, stack in cross_products(left, right, pairs):
             ranks = np.array([min(left[i].shape[1], right[j].shape[1]) for i, j in batch])
             values += zip(batch, nuclear_norms(stack, ranks), strict=True)
             advance(len(batch))
-        cosine = np.minimum(self._sides.matrix(values), 1.0)
+        cosine = np.minimum(self._sides.matrix(values, same=1.0), 1.0)
         a, b = self._norms[0][:, None], self._norms[1]
         if self._kind == "size":
             return np.asarray(np.sqrt(np.square(a - b) + 2.0 * a * b * (1.0 - cosine)))
