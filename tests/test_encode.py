@@ -421,9 +421,9 @@ def test_lower_levels_are_right(level, run_python):
 @pytest.mark.parametrize("activation", ["relu", "relu_first", "identity"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_certified_code_is_the_code(dtype, activation, order, rng):
-    x = rng.standard_normal((300, 97)).astype(dtype)
-    w = np.asarray(rng.standard_normal((97, 4100)).astype(dtype), order=order)
-    b, b_pre = rng.standard_normal(4100).astype(dtype), rng.standard_normal(97).astype(dtype)
+    x = rng.standard_normal((513, 261)).astype(dtype)
+    w = np.asarray(rng.standard_normal((261, 4100)).astype(dtype), order=order)
+    b, b_pre = rng.standard_normal(4100).astype(dtype), rng.standard_normal(261).astype(dtype)
     arguments = {"k": 8, "b_pre": b_pre, "activation": activation}
     exact = subspan.topk_encode(x, w, b, **arguments)
     certified = subspan.topk_encode(x, w, b, **arguments, precision="certified")
@@ -433,12 +433,16 @@ def test_the_certified_code_is_the_code(dtype, activation, order, rng):
 
 @pytest.mark.parametrize(
     "case",
-    ["ties", "nan row", "inf row", "nan latent", "inf latent", "huge", "tiny", "zeros", "far"],
+    [
+        *("ties", "nan row", "inf row", "nan latent", "inf latent", "nan bias", "inf bias"),
+        *("huge", "tiny", "zeros", "far"),
+    ],
 )
 def test_what_low_precision_cannot_tell_apart_is_computed_again(case, rng):
     """Rows that the first pass leaves in doubt, and numbers that bfloat16 has no room for."""
-    x = rng.standard_normal((200, 130)).astype("float32")
-    w = rng.standard_normal((130, 3000)).astype("float32")
+    x = rng.standard_normal((600, 300)).astype("float32")
+    w = rng.standard_normal((300, 3000)).astype("float32")
+    b = np.zeros(3000, np.float32)
     if case == "ties":
         w[:, 1:] = w[:, :1] * (1 + 1e-6 * rng.standard_normal((1, 2999)).astype("float32"))
     elif case == "nan row":
@@ -449,6 +453,10 @@ def test_what_low_precision_cannot_tell_apart_is_computed_again(case, rng):
         w[5, 11] = np.nan
     elif case == "inf latent":
         w[5, 11] = np.inf
+    elif case == "nan bias":
+        b[:-3] = np.nan  # fewer are left than k asks for
+    elif case == "inf bias":
+        b[11] = np.inf
     elif case == "huge":
         x *= 3e18
         w *= 1e18
@@ -461,8 +469,8 @@ def test_what_low_precision_cannot_tell_apart_is_computed_again(case, rng):
     else:
         x += 1000
     with np.errstate(all="ignore"):
-        exact = subspan.topk_encode(x, w, k=5)
-        certified = subspan.topk_encode(x, w, k=5, precision="certified")
+        exact = subspan.topk_encode(x, w, b, k=5)
+        certified = subspan.topk_encode(x, w, b, k=5, precision="certified")
     np.testing.assert_array_equal(certified.values, exact.values)
     np.testing.assert_array_equal(certified.indices, exact.indices)
 

@@ -46,24 +46,7 @@ auto const& table() {
 }
 
 // A first pass pays where there is much to multiply and little to choose.
-constexpr index_t k_certified_rows = 128, k_certified_depth = 64;
-
-/// w_enc with the elements of a latent side by side: in place where they are, else by way of `buffer`.
-template <class T>
-detail::vector_set<T> latents_of(context const& ctx, strided_view<T const, 2> w,
-                                 std::optional<detail::workspace<T>>& buffer) {
-  index_t const d = w.shape[0], n = w.shape[1];
-  if (w.strides[0] == 1) return {w.data, n, d, w.strides[1], 1};
-  buffer.emplace(ctx, n * d);
-  constexpr index_t side = 32;
-  detail::parallel_for(ctx, n, 8 * side, [&](index_t begin, index_t end) {
-    for (index_t r0 = 0; r0 < d; r0 += side)
-      for (index_t j0 = begin; j0 < end; j0 += side)
-        for (index_t j = j0; j < std::min(j0 + side, end); ++j)
-          for (index_t r = r0; r < std::min(r0 + side, d); ++r) (*buffer)[j * d + r] = w(r, j);
-  });
-  return {buffer->data(), n, d, d, 1};
-}
+constexpr index_t k_certified_rows = 512, k_certified_depth = 256;
 
 /// By a first pass in low precision, where that can be done and pays; returns the rows that are left
 /// to be encoded.
@@ -77,12 +60,9 @@ std::optional<std::vector<index_t>> encode_certified(context const& ctx, strided
     auto const* const pairs = SUBSPAN_PICK(find_pair_kernels<T>());
     index_t const k = values.shape[1], n = how.w_enc.shape[1];
     if (pairs == nullptr || x.shape[0] < k_certified_rows || x.shape[1] < k_certified_depth ||
-        512 * k > n)
+        256 * k > n)
       return std::nullopt;
-    std::optional<detail::workspace<T>> buffer;
-    auto const latents = latents_of(ctx, how.w_enc, buffer);
-    detail::certified_encoding<T> job(ctx, table<T>(), *pairs, x, how, latents, values, indices,
-                                      rectifier);
+    detail::certified_encoding<T> job(ctx, table<T>(), *pairs, x, how, values, indices, rectifier);
     detail::run_tiles<float>(ctx, job);
     return job.failed();
   }

@@ -36,13 +36,13 @@ class encoding {
         w_{how.w_enc.data, how.w_enc.shape[1], how.w_enc.shape[0], how.w_enc.strides[1],
            how.w_enc.strides[0]},
         bias_(ctx, padded()),
-        shift_(ctx, how.b_pre ? x_.depth : 0) {
+        shift_(ctx, x_.depth) {
     for (index_t j = 0; j < w_.count; ++j)
       bias_[j] = how.b_enc ? kernels_.widen((*how.b_enc)(j)) : P{0};
     std::fill(bias_.data() + w_.count, bias_.data() + padded(),
               std::numeric_limits<P>::quiet_NaN());
-    if (how.b_pre)
-      for (index_t r = 0; r < x_.depth; ++r) shift_[r] = kernels_.widen((*how.b_pre)(r));
+    for (index_t r = 0; r < x_.depth; ++r)
+      shift_[r] = how.b_pre ? kernels_.widen((*how.b_pre)(r)) : P{0};
   }
 
   index_t rows() const { return x_.count; }

@@ -89,6 +89,8 @@ struct encode_kernels {
                 std::vector<code_hit<P>>& hits);
 };
 
+inline constexpr index_t k_rows_at_once = 8, k_latents_at_once = 16;
+
 /// The first pass in low precision, where the CPU can; see tile_pairs.inl.hpp.
 template <class T>
 struct encode_pair_kernels {
@@ -96,9 +98,11 @@ struct encode_pair_kernels {
   void (*pack)(float const* panel, index_t depth, index_t width, float* out, double* residuals);
   void (*select)(tile_block<float> const& block, row_selector<float>* best, float const* bias,
                  bool rectified);
-  /// <x - shift, vector> of a few vectors, as the tiles of full precision make them, to the bit.
-  void (*scores)(context const& ctx, T const* x, index_t stride, float const* shift,
-                 vector_set<T> const& vectors, float* out);
+  /// out[i * k_latents_at_once + j] = <row i - shift, column j of the panel>, as the tiles of full
+  /// precision make them, to the bit. rows: up to k_rows_at_once, and `ahead` that come next, whose
+  /// ids stand behind. `width`: of the panel.
+  void (*scores)(vector_set<T> const& rows, index_t ahead, float const* shift, float const* panel,
+                 index_t width, float* out);
 };
 
 }  // namespace subspan::detail
