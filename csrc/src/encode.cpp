@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "detail/certified_encoding.hpp"
@@ -29,6 +30,7 @@ namespace {
 #include "detail/product_tile.inl.hpp"
 #include "detail/row_selector.inl.hpp"
 #include "detail/tile_engine.inl.hpp"
+#include "detail/encode_in_place.inl.hpp"
 #include "detail/encode_kernels.inl.hpp"
 #include "detail/encode_pairs.inl.hpp"
 // clang-format on
@@ -124,7 +126,7 @@ void topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> cons
     }
   detail::topk_encoding<T> job(ctx, table<T>(), x, how, values, indices, rectifier,
                                std::move(left));
-  detail::run_tiles<detail::product_type<T>>(ctx, job);
+  detail::run_encoding(ctx, job);
 }
 
 template <class T>
@@ -139,7 +141,7 @@ void batch_topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T
                   count);
   check_output<T, index_t, 1>(function, "offsets", x, how, offsets, {x.shape[0] + 1});
   detail::batch_encoding<T> job(ctx, table<T>(), x, how, std::max<index_t>(count, 1), rectifier);
-  if (count > 0) detail::run_tiles<detail::product_type<T>>(ctx, job);
+  if (count > 0) detail::run_encoding(ctx, job);
   auto const entries = job.entries();
   auto const out = allocate(static_cast<index_t>(entries.size()));
   for (index_t t = 0; t <= x.shape[0]; ++t) offsets(t) = 0;
@@ -162,7 +164,7 @@ void threshold_encode(context const& ctx, strided_view<T const, 2> x, encoder<T>
                   how.w_enc.shape[1], " elements, got ", threshold.shape[0]);
   check_output<T, index_t, 1>(function, "offsets", x, how, offsets, {x.shape[0] + 1});
   detail::threshold_encoding<T> job(ctx, table<T>(), x, how, threshold);
-  detail::run_tiles<detail::product_type<T>>(ctx, job);
+  detail::run_encoding(ctx, job);
 
   for (index_t t = 0; t <= x.shape[0]; ++t) offsets(t) = 0;
   job.each([&](index_t row, auto const&) { ++offsets(row + 1); });

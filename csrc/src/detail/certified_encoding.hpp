@@ -88,7 +88,7 @@ class certified_encoding : public topk_encoding<T> {
       column_residual_[first / width] = greatest(residuals, width);
     }
   }
-  void multiply(tile_block<float> const& block, index_t part) {
+  void multiply(encode_block<float> const& block, index_t part) {
     pairs_.select(block, this->best_.data() + part * this->states_, this->bias_.data(),
                   this->is_first());
   }
