@@ -30,6 +30,7 @@ namespace {
 #include "detail/product_tile.inl.hpp"
 #include "detail/row_selector.inl.hpp"
 #include "detail/tile_engine.inl.hpp"
+#include "detail/transpose.inl.hpp"
 #include "detail/encode_in_place.inl.hpp"
 #include "detail/encode_kernels.inl.hpp"
 #include "detail/encode_pairs.inl.hpp"

@@ -1,5 +1,5 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
-// detail/encode_kernels.hpp and detail/tile_engine.inl.hpp. A few rows against columns that are read
+// detail/encode_kernels.hpp, detail/tile_engine.inl.hpp and detail/transpose.inl.hpp. A few rows against columns that are read
 // where they lie: packing them would cost more than multiplying. Sums run over the depth as those
 // of the tiles do, one fused multiply-add after the other, so they have the same bits.
 
@@ -55,33 +55,6 @@ void sums_by_lines(detail::vector_set<T> const& w, index_t first, index_t count,
     else
       for (index_t s = 0; s < n; ++s)
         add_lines<Rows, 1>(line + s, ahead + s, left + s * shape::rows, panels, sums, stride);
-  }
-}
-
-/// Both halves of two vectors, element by element in turn.
-template <class P, int... I>
-[[gnu::always_inline]] inline void interleave_vectors(typename tile_shape<P>::vector a,
-                                                      typename tile_shape<P>::vector b,
-                                                      typename tile_shape<P>::vector* out,
-                                                      std::integer_sequence<int, I...>) {
-  constexpr int lanes = sizeof...(I);
-  out[0] = __builtin_shufflevector(a, b, (I / 2 + I % 2 * lanes)...);
-  out[1] = __builtin_shufflevector(a, b, (lanes / 2 + I / 2 + I % 2 * lanes)...);
-}
-
-/// A square of vectors. Each round moves the highest bit of the row below those of the column.
-template <class P>
-[[gnu::always_inline]] inline void transpose(typename tile_shape<P>::vector* square) {
-  constexpr int lanes = tile_shape<P>::lanes;
-#pragma GCC unroll 8
-  for (int round = 1; round < lanes; round *= 2) {
-    typename tile_shape<P>::vector next[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes / 2; ++i)
-      interleave_vectors<P>(square[i], square[i + lanes / 2], next + 2 * i,
-                            std::make_integer_sequence<int, lanes>());
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) square[i] = next[i];
   }
 }
 

@@ -16,6 +16,7 @@ namespace with_pairs {
 #include "detail/row_selector.inl.hpp"
 #include "detail/tile_engine.inl.hpp"
 #include "detail/tile_pairs.inl.hpp"
+#include "detail/transpose.inl.hpp"
 #include "detail/encode_in_place.inl.hpp"
 #include "detail/encode_kernels.inl.hpp"
 // clang-format on
