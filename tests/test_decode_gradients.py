@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import subspan
+import subspan._ops._fresh
 from decode_oracle import FLOATS, LEVELS, dense, encoder_gradients, gradients, near, problem
 from matrices import same_bits
 from subspan import _core, sparse_decode
@@ -128,6 +129,44 @@ def test_large_outputs_are_written_past_the_caches(rng):
         code = (values.ravel(), indices.ravel(), None, 200)
         _core.sparse_decode_backward(*code, w, gradient, None, out, None)
         same_bits((out, of_w))
+
+
+def test_memory_of_gradients_is_used_again_when_nobody_has_it(rng):
+    torch = pytest.importorskip("torch")
+    values, indices, w, _ = map(torch.from_numpy, problem(rng, 30, 4, 2500, 500))  # 5 MB
+    w.requires_grad_()
+
+    def step(scale):
+        out = sparse_decode(values, indices, w)
+        return torch.autograd.grad((scale * out).sum(), w)[0]
+
+    first = step(1)
+    seen = first[:2].numpy()  # a view keeps what it looks at
+    wanted, place = seen.copy(), first.data_ptr()
+    del first
+    second = step(2)
+    assert second.data_ptr() != place
+    assert (seen == wanted).all()
+    place = second.data_ptr()
+    del second
+    third = step(4)
+    assert third.data_ptr() == place
+    assert torch.equal(third[:2], 4 * torch.from_numpy(wanted))
+    assert third.data_ptr() % 64 == 0
+
+
+def test_only_so_much_memory_is_kept(monkeypatch):
+    torch = pytest.importorskip("torch")
+    module = subspan._ops._fresh
+    monkeypatch.setattr(module, "_spare", {})
+    monkeypatch.setattr(module, "_KEPT", 20 << 20)
+    x = torch.empty(0)
+    held = [module.fresh(x, (rows, 1 << 20)) for rows in (1, 1, 2, 4, 6)]  # MiB times 4
+    while held:
+        held.pop(0)
+        kept = sum(size * len(blocks) for size, blocks in module._spare.items())
+        assert kept <= 20 << 20
+    assert [size >> 20 for size in module._spare] == [16]  # the last had no room
 
 
 def test_gradcheck(rng):
