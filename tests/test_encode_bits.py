@@ -150,15 +150,17 @@ def test_z_is_never_stored(run_python):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 @pytest.mark.parametrize("activation", ["relu", "relu_first", "identity"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_certified_code_is_the_code(dtype, activation, order, rng):
+def test_the_certified_code_is_the_code(dtype, activation, order, threads, rng):
     x = rng.standard_normal((513, 261)).astype(dtype)
     w = np.asarray(rng.standard_normal((261, 4100)).astype(dtype), order=order)
     b, b_pre = rng.standard_normal(4100).astype(dtype), rng.standard_normal(261).astype(dtype)
     arguments = {"k": 8, "b_pre": b_pre, "activation": activation}
     exact = subspan.topk_encode(x, w, b, **arguments)
-    certified = subspan.topk_encode(x, w, b, **arguments, precision="certified")
-    np.testing.assert_array_equal(certified.values, exact.values)
-    np.testing.assert_array_equal(certified.indices, exact.indices)
+    for count in (1, 2, 3):
+        threads(count)
+        certified = subspan.topk_encode(x, w, b, **arguments, precision="certified")
+        np.testing.assert_array_equal(certified.values, exact.values)
+        np.testing.assert_array_equal(certified.indices, exact.indices)
 
 
 @pytest.mark.parametrize(
