@@ -79,7 +79,9 @@ def svd(
         of a centred copy, with gradients through c. Randomized: no copy, blocks of rows are centred
         where they are multiplied.
     seed : int
-        Of the random test matrix; the same seed gives the same bits. Unused by ``"exact"``.
+        Of the random test matrix; the same seed gives the same bits with any number of our threads.
+        The products are numpy's, whose BLAS may round otherwise when its own threads change. Unused
+        by ``"exact"``.
     nonfinite : {"raise", "propagate", "ignore"}
         NaN or infinity in ``a``: an error that names the first matrix; NaN for that matrix and
         right results for the others; or no check (the caller vouches for finite input).
