@@ -299,7 +299,7 @@ def scaled(a, exponent):
         return a * power if np.array_equal(a * power / power, a) else a
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(batches(SVD_KINDS))
 def test_any_batch_of_any_kinds(made):
     (m, n), picks, dtype, rng, before = made
@@ -314,7 +314,7 @@ def test_any_batch_of_any_kinds(made):
         same_bits(*zip(qr(matrix), (q[b], r[b]), strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(batches(EIGH_KINDS))
 def test_any_batch_of_any_symmetric_kinds(made):
     (n, _), picks, dtype, rng, before = made
