@@ -221,6 +221,32 @@ def test_lanes_that_converge_at_their_own_pace(n, dtype, rng):
         same_bits(*((x[place], y) for x, y in zip(eigh(a), alone_symmetric, strict=True)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2100, 32), (9000, 8), (4, 30000), (66000, 1)], ids=str)
+def test_blocks_of_rows(shape, dtype, threads, rng):
+    """Tall and narrow: on all threads, the last block of fewer rows, blocks of triangles again."""
+    a = rng.standard_normal((3, *shape)).astype(dtype)
+    a[1, : shape[0] // 2] = 0
+    a[2] *= dtype(1e30)
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        results.append([*svd(a), *qr(a), svdvals(a)])
+    for other in results[1:]:
+        same_bits(*zip(other, results[0], strict=True))
+    u, s, vh, q, r, _ = results[0]
+    for b in range(3):
+        assert max(svd_ratios(a[b], u[b], s[b], vh[b])) <= GATE
+        assert max(qr_ratios(a[b], q[b], r[b])) <= GATE
+        same_bits(*zip(svd(a[b]), (u[b], s[b], vh[b]), strict=True))
+    turned = np.ascontiguousarray(a.mT).mT
+    same_bits(*zip([*svd(turned), *qr(turned)], (u, s, vh, q, r), strict=True))
+    a[1, -1, -1] = np.nan
+    for got, wanted in zip(svd(a, nonfinite="propagate"), (u, s, vh), strict=True):
+        assert np.isnan(got[1]).all()
+        same_bits((got[0], wanted[0]), (got[2], wanted[2]))
+
+
 # ---- scales, zeros, repeated values -------------------------------------------------------------
 
 
