@@ -120,8 +120,9 @@ def svd(
 
     Notes
     -----
-    Exact: O(m n min(m, n)) flops per matrix. CPU: gesdd per matrix with the batch spread over our
-    threads. A matrix's result does not depend on the others nor on the number of threads, but
+    Exact: O(m n min(m, n)) flops per matrix. CPU: up to min(m, n) = 128 own kernels on
+    many matrices at once, LAPACK's gesdd above, the batch spread over our threads; normwise
+    backward stable. A matrix's bits do not depend on the others nor on the number of threads, but
     where min(m, n) >= 512 and there are fewer matrices than threads: LAPACK itself then runs on
     all of them and the last bits may differ. CUDA: Jacobi rotations; the call waits for the device
     unless ``errors="info"`` and ``nonfinite`` is not ``"raise"``; beyond min(m, n) = 160 or
