@@ -14,6 +14,7 @@ import subspan
 
 pytest.importorskip("threadpoolctl")
 BENCH = Path(__file__).parent.parent / "bench"
+STEMS = ("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn")
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the source tree")
 
 
@@ -30,7 +31,9 @@ def run(stem, *arguments):
     return importlib.import_module(f"bench_{stem}").main(["--smoke", *arguments])
 
 
-@pytest.mark.parametrize("stem", ["svd", "eigh", "qr", "pca", "topk", "encode", "knn"])
+@pytest.mark.parametrize(
+    "stem", ["svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"]
+)
 @pytest.mark.filterwarnings("default")  # of rivals
 def test_bench_runs_and_writes_what_it_prints(stem, tmp_path, capsys):
     threads = subspan.get_num_threads()
