@@ -14,7 +14,6 @@ import subspan
 
 pytest.importorskip("threadpoolctl")
 BENCH = Path(__file__).parent.parent / "bench"
-STEMS = ("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn")
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the source tree")
 
 
@@ -32,7 +31,11 @@ def run(stem, *arguments):
 
 
 @pytest.mark.parametrize(
-    "stem", ["svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"]
+    "stem",
+    [
+        *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"),
+        *("angles", "cka"),
+    ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals
 def test_bench_runs_and_writes_what_it_prints(stem, tmp_path, capsys):

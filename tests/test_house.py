@@ -147,7 +147,7 @@ def test_the_public_names_are_these():
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
-        "sparse_decode",
+        *("knn_both", "sparse_decode"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

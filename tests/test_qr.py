@@ -13,7 +13,7 @@ from matrices import (
     svd_matrix,
 )
 from subspan import QR, qr
-from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
+from subspan.errors import DtypeError, InvalidArgumentError
 
 DTYPES = [np.float32, np.float64]
 
@@ -143,9 +143,6 @@ def test_refused_arrays(a, kind, text):
     assert str(caught.value).startswith("[qr] a must ")
 
 
-def test_refused_options_and_gradients():
+def test_refused_options():
     with pytest.raises(InvalidArgumentError, match=r"\[qr\] nonfinite must be one of"):
         qr(np.eye(2), nonfinite="x")
-    torch = pytest.importorskip("torch")
-    with pytest.raises(UnsupportedError, match="must not require a gradient"):
-        qr(torch.eye(2, requires_grad=True))

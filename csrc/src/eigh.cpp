@@ -110,7 +110,7 @@ void run_eigh_rows(detail::eigh_pack<T> const& task, void* memory) {
   std::fill_n(s.d, n, V{});
   std::fill_n(s.e, n, V{});
   for (index_t l = 0; l < count; ++l) {
-    load_rows<V>(task.a, l, true, s.a, scale);
+    load_rows(task.a, l, true, s.a, scale, l);
     tridiagonalize_rows(s.a, n, reflections, reinterpret_cast<T*>(s.d) + l,
                         reinterpret_cast<T*>(s.e) + l, W, work);
     if (!vectors) continue;
@@ -131,7 +131,7 @@ void run_eigh_rows(detail::eigh_pack<T> const& task, void* memory) {
     task.info[l] = finite ? static_cast<std::int32_t>(unconverged[l]) : detail::k_info_nonfinite;
     if (!vectors) continue;
     sort_rows(s.turned + l * square, pitch, n, s.order, l, s.a);
-    store_transposed(s.a, pitch, n, n, finite, task.vectors, l);
+    store_as_columns(s.a, pitch, n, n, finite, task.vectors, l);
   }
 }
 

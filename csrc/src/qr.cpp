@@ -6,6 +6,7 @@
 
 #include "detail/dtypes.hpp"
 #include "detail/pack_batch.hpp"
+#include "detail/tall_qr.hpp"
 
 #define SUBSPAN_FILE "qr.cpp"
 #include "detail/foreach_level.hpp"
@@ -54,10 +55,66 @@ index_t qr_pack_bytes(index_t m, index_t n) {
   return qr_scratch<pack<T, W>>(nullptr, m, n).parts.bytes();
 }
 
+/// The same for a larger matrix, with the lanes along its rows.
+template <class T>
+struct qr_rows_scratch {
+  using V = row_vector<T>;
+  index_t m, n, k, pitch, q_pitch;
+  pack_scratch<V> parts;
+  T *a, *q, *r, *reflections, *work;
+
+  qr_rows_scratch(void* memory, index_t rows, index_t columns)
+      : m(rows),
+        n(columns),
+        k(std::min(rows, columns)),
+        pitch(row_pitch<T>(columns)),
+        q_pitch(row_pitch<T>(k)),
+        parts(memory) {
+    a = numbers(m * pitch);
+    q = numbers(m * q_pitch);
+    r = numbers(k * pitch);
+    reflections = numbers(reflection_rows<T>::size(k, m));
+    work = numbers(row_work<T>::size(std::max(m, n)));
+  }
+
+ private:
+  T* numbers(index_t count) { return reinterpret_cast<T*>(parts.take(vectors_of<T>(count))); }
+};
+
+template <class T>
+void run_qr_rows(detail::qr_pack<T> const& task, void* memory) {
+  index_t const m = task.a.rows, n = task.a.cols;
+  qr_rows_scratch<T> const s(memory, m, n);
+  index_t const k = s.k;
+  row_work<T> const work(s.work, std::max(m, n));
+  reflection_rows<T> const reflections(s.reflections, k, m);
+  for (index_t l = 0; l < task.a.count; ++l) {
+    pack_scale<row_vector<T>> scale;
+    load_rows(task.a, l, false, s.a, scale, 0);
+    factor_rows(s.a, m, n, reflections, s.r, work);
+    for (index_t i = 0; i < k * s.pitch; ++i) s.r[i] = s.r[i] * scale.power[0] / scale.up[0];
+    std::fill_n(s.q, m * s.q_pitch, T{0});
+    for (index_t i = 0; i < k; ++i) s.q[i * s.q_pitch + i] = 1;
+    apply_reflections(reflections, k, 0, true, s.q, s.q_pitch, k, work);
+    bool const finite = scale.finite[0] != 0;
+    store_as_rows(s.q, s.q_pitch, m, k, finite, task.q, l);
+    store_as_rows(s.r, s.pitch, k, n, finite, task.r, l);
+    task.info[l] = finite ? 0 : detail::k_info_nonfinite;
+  }
+}
+
+template <class T>
+index_t qr_rows_bytes(index_t m, index_t n) {
+  return qr_rows_scratch<T>(nullptr, m, n).parts.bytes();
+}
+
 template <class T>
 constexpr detail::pack_kernels<detail::qr_pack<T>> qr_kernels = {
     {k_wide_pack<T>, qr_pack_bytes<T, k_wide_pack<T>>, run_qr_pack<T, k_wide_pack<T>>},
     {k_narrow_pack<T>, qr_pack_bytes<T, k_narrow_pack<T>>, run_qr_pack<T, k_narrow_pack<T>>}};
+template <class T>
+constexpr detail::pack_kernels<detail::qr_pack<T>> qr_rows_kernels = {
+    {1, qr_rows_bytes<T>, run_qr_rows<T>}, {1, qr_rows_bytes<T>, run_qr_rows<T>}};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -138,11 +195,22 @@ void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, st
   detail::route(
       "qr", a.device,
       [&] {
-        if (!detail::fits_pack(m, n))
-          return detail::for_each_matrix(ctx, "qr", a, info, params, [&] {
-            return qr_worker<T>(ctx, a, q, r, params.nonfinite);
-          });
-        detail::for_each_pack(ctx, "qr", a, info, params, SUBSPAN_PICK(qr_kernels<T>),
+        auto const make_worker = [&] { return qr_worker<T>(ctx, a, q, r, params.nonfinite); };
+        if (detail::fits_tall(m, n))
+          return detail::for_each_tall(
+              ctx, "qr", a, info, params,
+              [&](index_t b, detail::tall_qr<T>& tall, T const* triangle) {
+                std::copy_n(triangle, n * n, r.data + b * n * n);
+                detail::workspace<T> one(ctx, n * n);
+                for (index_t i = 0; i < n * n; ++i) one[i] = i % (n + 1) == 0;
+                tall.multiply(one.data(), q.data + b * m * n, n, 1);
+              },
+              make_worker);
+        if (!detail::fits_rows(m, n))
+          return detail::for_each_matrix(ctx, "qr", a, info, params, make_worker);
+        detail::for_each_pack(ctx, "qr", a, info, params,
+                              detail::fits_pack(m, n) ? SUBSPAN_PICK(qr_kernels<T>)
+                                                      : SUBSPAN_PICK(qr_rows_kernels<T>),
                               [&](index_t first, index_t count) {
                                 return detail::qr_pack<T>{detail::input_of(a, false, first, count),
                                                           detail::output_of(q, false, first),

@@ -4,7 +4,7 @@ Fast and exact C++/CUDA primitives on numpy, torch and cupy arrays, and the work
 run with them on the activations and weights of neural networks.
 """
 
-from subspan import errors, spectrum
+from subspan import errors
 from subspan._ops.native import __version__
 
 # isort: split
@@ -19,13 +19,16 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
-from subspan._ops.knn import KNN, Radius, knn, radius_neighbors
+from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
 from subspan._ops.solve_triangular import SolveTriangularInfo, solve_triangular
 from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
 from subspan._ops.topk import TopK, topk
+
+# isort: split
+from subspan import spectrum  # made of the primitives above
 
 __all__ = [
     "KNN",
@@ -51,6 +54,7 @@ __all__ = [
     "errors",
     "get_num_threads",
     "knn",
+    "knn_both",
     "qr",
     "radius_neighbors",
     "set_num_threads",

@@ -121,9 +121,7 @@ class MomentsEstimator(Transformer):
         state.update(rows, weights)
         if first:
             self._remember(X, rows)
-        family = _family(rows)
-        self._dtype = np.result_type(self._dtype, family)
-        self._float64_rows = vars(self).get("_float64_rows", False) and family == np.float64
+        self._widen(rows)
         self._forget()
         vars(self)["moments_"] = state
         return self
@@ -242,9 +240,10 @@ class MomentsEstimator(Transformer):
             )
 
     def _publish(self, attributes: dict[str, Any]) -> None:
-        """Store attributes; arrays in the family of the input's dtype."""
+        """Store attributes; arrays of floats in the family of the input's dtype."""
         for name, value in attributes.items():
-            narrow = isinstance(value, np.ndarray) and not name.startswith("_")
+            floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            narrow = floats and not name.startswith("_")
             vars(self)[name] = value.astype(self._dtype, copy=False) if narrow else value
         self._solution = tuple(attributes)
 
@@ -264,6 +263,12 @@ class MomentsEstimator(Transformer):
         names = column_names(source)
         if names is not None:
             self.feature_names_in_ = names
+
+    def _widen(self, rows: Any) -> None:
+        """Take account of the dtype of further rows."""
+        family = _family(rows)
+        self._dtype = np.result_type(self._dtype, family)
+        self._float64_rows = vars(self).get("_float64_rows", False) and family == np.float64
 
     def _intake(self, X: Any, sample_weight: Any, method: str, *, first: bool) -> tuple[Any, Any]:
         """Return rows and weights ready for ``Moments.update``."""

@@ -185,7 +185,9 @@ struct row_work {
   static index_t size(index_t n) { return 3 * reflection_rows<T>::padded(n); }
   row_work(T* memory, index_t n) : entries(n) {
     index_t const padded = reflection_rows<T>::padded(n);
-    z = memory, v = z + padded, w = v + padded;
+    z = memory;
+    v = z + padded;
+    w = v + padded;
   }
   /// Nothing to change yet.
   void clear() const { std::fill_n(z, size(entries), T{0}); }
@@ -220,12 +222,12 @@ void set_identity_rows(T* a, index_t pitch, index_t n) {
   for (index_t i = 0; i < n; ++i) a[i * pitch + i] = 1;
 }
 
-/// QR of a[m, n], m >= n: reflections to h, the triangle to r[n, n].
+/// QR of a[m, n]: reflections to h, the triangle to r[min(m, n), n].
 template <class T>
 void factor_rows(T* a, index_t m, index_t n, reflection_rows<T> const& h, T* r, row_work<T> work) {
-  work.clear();
   index_t const pitch = row_pitch<T>(n);
-  for (index_t j = 0; j < n; ++j) {
+  work.clear();
+  for (index_t j = 0; j < std::min(m, n); ++j) {
     T* const x = h[j];
     std::fill_n(x, h.pitch, T{0});
     for (index_t i = j; i < m; ++i) x[i] = a[i * pitch + j] - work.z[i] * work.v[j];
@@ -234,7 +236,8 @@ void factor_rows(T* a, index_t m, index_t n, reflection_rows<T> const& h, T* r, 
     change_and_gather<1>(a, pitch, j, m, j, n, {work.z, work.v}, x, work.w);
     scale_row(work.w, made.tau, n);
     T* const row = r + j * pitch;
-    for (index_t c = 0; c < n; ++c) row[c] = c > j ? a[j * pitch + c] - work.w[c] : T{0};
+    std::fill_n(row, pitch, T{0});  // the padding, too: it takes part in every product of rows
+    for (index_t c = j + 1; c < n; ++c) row[c] = a[j * pitch + c] - work.w[c];
     row[j] = made.beta;
     std::copy_n(x, m, work.z);
     std::swap(work.v, work.w);
@@ -340,15 +343,15 @@ void turn_rows(List const& list, int side, index_t lane, T* q, index_t n) {
   for (; at < last; ++at) turn_rows_some<1>(list, side, lane, q, pitch, at);
 }
 
-/// Matrix `lane` of a task in rows, scaled; `scale` keeps how in that lane. `lower`: only that half
+/// Matrix `number` of a task in rows, scaled; `scale` keeps how in a lane. `lower`: only that half
 /// counts, and both are filled with it.
 template <class V>
-void load_rows(detail::pack_input<lane_type<V>> const& a, index_t lane, bool lower,
-               lane_type<V>* to, pack_scale<V>& scale) {
+void load_rows(detail::pack_input<lane_type<V>> const& a, index_t number, bool lower,
+               lane_type<V>* to, pack_scale<V>& scale, index_t lane) {
   using T = lane_type<V>;
   using R = row_vector<T>;
   index_t const m = a.rows, n = a.cols, pitch = row_pitch<T>(n);
-  T const* const data = a.data + lane * a.next;
+  T const* const data = a.data + number * a.next;
   std::fill_n(to, m * pitch, T{0});
   for (index_t i = 0; i < m; ++i) {
     T const* const row = data + i * a.row_stride;
@@ -375,11 +378,18 @@ void load_rows(detail::pack_input<lane_type<V>> const& a, index_t lane, bool low
 
 /// Rows j of `from`, [columns, rows], become columns j of an output; not finite: NaN. -0 becomes 0.
 template <class T>
-void store_transposed(T const* from, index_t pitch, index_t rows, index_t columns, bool finite,
+void store_as_columns(T const* from, index_t pitch, index_t rows, index_t columns, bool finite,
                       detail::pack_output<T> const& to, index_t lane) {
   T* const out = to.data + lane * to.next;
   for (index_t j = 0; j < columns; ++j)
     for (index_t i = 0; i < rows; ++i)
       out[i * to.row_stride + j * to.col_stride] =
           finite ? from[j * pitch + i] + T(0) : std::numeric_limits<T>::quiet_NaN();
+}
+
+template <class T>
+void store_as_rows(T const* from, index_t pitch, index_t rows, index_t columns, bool finite,
+                   detail::pack_output<T> const& to, index_t lane) {
+  store_as_columns(from, pitch, columns, rows, finite,
+                   {to.data, to.next, to.col_stride, to.row_stride}, lane);
 }

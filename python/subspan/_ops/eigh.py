@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _core
+from subspan._ops import _gradients
 from subspan._ops._batch import Batch
 from subspan.errors import InvalidArgumentError
 
@@ -32,7 +33,14 @@ class EighInfo(NamedTuple):
     """(...) 0 if fine, -1 for NaN or infinity in the matrix, n > 0 if n values did not converge."""
 
 
-def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | EighInfo:
+def eigh(
+    a: Any,
+    *,
+    nonfinite: str = "raise",
+    errors: str = "raise",
+    gap_eps: float = 0.0,
+    subspace: bool = False,
+) -> Eigh | EighInfo:
     r"""Eigenvalues and eigenvectors of real symmetric matrices, batched over the leading axes.
 
     .. math:: A = V \,\mathrm{diag}(\lambda)\, V^T
@@ -48,12 +56,19 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
         matrix and right results for the others; or no check.
     errors : {"raise", "info"}
         Matrices that do not converge: `ConvergenceError`, or a status in ``info``.
+    gap_eps : float
+        Of the gradient of a torch tensor, in [0, 1]. The gradient of the vectors has denominators
+        x = l_j - l_i; with gap_eps, 1 / x becomes x / (x² + gap_eps max|l|²). 0: exact.
+    subspace : bool
+        Of the gradient. Values that differ by at most sqrt(eps) max|l| are one cluster, and what
+        the loss may depend on are the spans of clusters: their inner terms are 0, and a loss that
+        depends on the basis inside one raises `InvalidArgumentError` from ``backward``.
 
     Returns
     -------
     Eigh (values, vectors), or EighInfo (values, vectors, info) with ``errors="info"``
         Ascending, in a's library, dtype and device. Signs of vectors are the
-        algorithm's.
+        algorithm's. Differentiable, also twice, for a torch tensor that requires a gradient.
 
     Raises
     ------
@@ -66,6 +81,11 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     our threads; results depend on neither the batch nor the threads, but for the last bits where
     n >= 512 and there are fewer matrices than threads.
 
+    The gradient is that of a function of symmetric matrices, and symmetric, although one triangle
+    is read. That of ``values`` alone is :math:`V \,\mathrm{diag}(\dot\lambda)\, V^T`, safe whatever
+    the values; that of ``vectors`` exists where values are distinct, and elsewhere is not finite
+    unless ``gap_eps`` or ``subspace`` is set.
+
     Examples
     --------
     >>> import numpy as np, subspan
@@ -73,9 +93,9 @@ def eigh(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Eigh | E
     >>> values
     array([1., 3.])
     """
-    batch = _square("eigh", a, nonfinite, errors)
-    values, vectors = batch.empty(batch.n), batch.empty(batch.n, batch.n)
-    _solve(batch, values, vectors)
+    rule = _gradients.eigh_rule(_gradients.Gaps("eigh", gap_eps, subspace))
+    batch = _square("eigh", _gradients.detached(a), nonfinite, errors)
+    values, vectors = _gradients.differentiable(a, rule, lambda: _both(batch))
     result = Eigh(batch.deliver(values), batch.deliver(vectors))
     return result if batch.raising else EighInfo(*result, batch.status())
 
@@ -86,7 +106,9 @@ def eigvalsh(a: Any, *, nonfinite: str = "raise") -> Any:
     Returns
     -------
     array (..., n)
-        In a's library, dtype and device.
+        In a's library, dtype and device. Differentiable for a torch tensor that requires a
+        gradient, for which the vectors are worked out too: that of l_i is :math:`v_i v_i^T`, a
+        subgradient where values are equal.
 
     Raises
     ------
@@ -99,7 +121,11 @@ def eigvalsh(a: Any, *, nonfinite: str = "raise") -> Any:
     >>> subspan.eigvalsh(np.diag([3.0, 1.0]))
     array([1., 3.])
     """
-    batch = _square("eigvalsh", a, nonfinite, "raise")
+    source = _gradients.detached(a)
+    batch = _square("eigvalsh", source, nonfinite, "raise")
+    if source is not a:
+        rule = _gradients.eigh_rule(_gradients.Gaps("eigvalsh", 0.0, False))
+        return batch.deliver(_gradients.differentiable(a, rule, lambda: _both(batch))[0])
     values = batch.empty(batch.n)
     _solve(batch, values, None)
     return batch.deliver(values)
@@ -112,6 +138,12 @@ def _square(function: str, a: Any, nonfinite: str, errors: str) -> Batch:
             f"[{function}] a must be square in its last two axes, got {batch.m} x {batch.n}"
         )
     return batch
+
+
+def _both(batch: Batch) -> tuple[Any, Any]:
+    values, vectors = batch.empty(batch.n), batch.empty(batch.n, batch.n)
+    _solve(batch, values, vectors)
+    return values, vectors
 
 
 def _solve(batch: Batch, values: Any, vectors: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from subspan import _core
+from subspan._ops import _gradients
 from subspan._ops._batch import Batch
 
 __all__ = ["QR", "qr"]
@@ -34,7 +35,8 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     Returns
     -------
     QR (q, r)
-        In a's library, dtype and device. The signs of r's diagonal are LAPACK's.
+        In a's library, dtype and device. The signs of r's diagonal are LAPACK's. Differentiable,
+        also twice, for a torch tensor that requires a gradient.
 
     Raises
     ------
@@ -48,6 +50,17 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     depend on neither the batch nor the threads, but for the last bits where min(m, n) >= 512 and
     there are fewer matrices than threads.
 
+    The gradient exists where the first min(m, n) columns are independent, and is not finite
+    elsewhere. It costs a triangular solve and a few products.
+
+    References
+    ----------
+    S. F. Walter, L. Lehmann: Algorithmic differentiation of linear algebra functions with
+    application in optimum experimental design (2010), `arXiv:1001.1654
+    <https://arxiv.org/abs/1001.1654>`_. Wide matrices: D. A. O. Roberts, L. R. Roberts: QR and LQ
+    decomposition matrix backpropagation algorithms for square, wide, and deep matrices (2020),
+    `arXiv:2009.10071 <https://arxiv.org/abs/2009.10071>`_.
+
     Examples
     --------
     >>> import numpy as np, subspan
@@ -56,7 +69,12 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     >>> np.allclose(q @ r, a)
     True
     """
-    batch = Batch("qr", a, nonfinite=nonfinite)
+    batch = Batch("qr", _gradients.detached(a), nonfinite=nonfinite)
+    q, r = _gradients.differentiable(a, _gradients.qr_rule, lambda: _solve(batch))
+    return QR(batch.deliver(q), batch.deliver(r))
+
+
+def _solve(batch: Batch) -> tuple[Any, Any]:
     q, r = batch.empty(batch.m, batch.k), batch.empty(batch.k, batch.n)
     _core.qr(batch.rows, q, r, batch.info, batch.nonfinite, True, batch.stream)
-    return QR(batch.deliver(q), batch.deliver(r))
+    return q, r

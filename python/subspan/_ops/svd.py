@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _arrays, _checks, _core
-from subspan._ops import _randomized
+from subspan._ops import _gradients, _randomized
 from subspan._ops._batch import Batch
 from subspan.errors import InvalidArgumentError, UnsupportedError
 
@@ -45,6 +45,8 @@ def svd(
     seed: int = 0,
     nonfinite: str = "raise",
     errors: str = "raise",
+    gap_eps: float = 0.0,
+    subspace: bool = False,
 ) -> SVD | SVDInfo:
     r"""Thin singular value decomposition, batched over the leading axes.
 
@@ -72,22 +74,32 @@ def svd(
         right results for the others; or no check (the caller vouches for finite input).
     errors : {"raise", "info"}
         Matrices that do not converge: `ConvergenceError`, or a status in ``info``.
+    gap_eps : float
+        Of the gradient of a torch tensor, in [0, 1]. The gradient of the vectors has denominators
+        x = s_j - s_i, s_j + s_i and s_i; with gap_eps, 1 / x becomes
+        x / (x² + gap_eps s_1²), which is bounded where values come close. 0: exact.
+    subspace : bool
+        Of the gradient. Values that differ by at most sqrt(eps) s_1 are one cluster, and what the
+        loss may depend on are the spans of clusters: their inner terms are 0, and a loss that
+        depends on the basis inside one raises `InvalidArgumentError` from ``backward``.
 
     Returns
     -------
     SVD (u, s, vh), or SVDInfo (u, s, vh, info) with ``errors="info"``
         In a's library, dtype and device. Signs are those of the algorithm; use `PCA` for fixed
-        ones. On a CUDA device ``info`` is an array there.
+        ones. On a CUDA device ``info`` is an array there. Differentiable, also twice, for a torch
+        tensor that requires a gradient.
 
     Raises
     ------
     InvalidArgumentError
-        Wrong number of axes, k, tol, method or policy; NaN or infinity.
+        Wrong number of axes, k, tol, method, policy or gap_eps; NaN or infinity.
     DtypeError
         Not an array; not float32 or float64.
     UnsupportedError
-        A torch tensor that requires a gradient; a CUDA array with ``method="randomized"``, of a
-        library other than torch and cupy, or where there is no CUDA library or device.
+        ``method="randomized"`` for a torch tensor that requires a gradient or for a CUDA array; a
+        CUDA array of a library other than torch and cupy, or where there is no CUDA library or
+        device.
     OutOfMemoryError, DeviceError
         Scratch could not be allocated; the CUDA device or its driver failed.
     ConvergenceError
@@ -103,10 +115,19 @@ def svd(
     m n min(m, n) = 512**3 the last bits may depend on the size of the batch. Randomized:
     (2 q + 2) products with k + p columns, q <= 10.
 
+    The gradient of ``s`` alone is :math:`U \,\mathrm{diag}(\dot s)\, V^T`, safe whatever the
+    values. That of the vectors exists where the values are distinct and, for m != n, positive;
+    elsewhere it is not finite unless ``gap_eps`` or ``subspace`` is set. It costs a few products of
+    the size of the factors.
+
     References
     ----------
     N. Halko, P.-G. Martinsson, J. A. Tropp: Finding structure with randomness. SIAM Review 53
-    (2011) 217-288, algorithms 4.4 and 5.1.
+    (2011) 217-288, algorithms 4.4 and 5.1. Gradients: J. Townsend:
+    Differentiating the singular value decomposition (2016); Z.-Q. Wan, S.-X. Zhang: Automatic
+    differentiation for complex valued SVD (2019), `arXiv:1909.02659
+    <https://arxiv.org/abs/1909.02659>`_; with gap_eps, H.-J. Liao, J.-G. Liu, L. Wang, T. Xiang:
+    Differentiable programming tensor networks. Physical Review X 9 (2019) 031041.
 
     Examples
     --------
@@ -119,7 +140,9 @@ def svd(
     how = _checks.choice("svd", "method", method, ("auto", "exact", "randomized"))
     share = None if tol is None else _checks.real("svd", "tol", tol, low=0.0, high=1.0)
     number = _checks.integer("svd", "seed", seed, low=0, high=2**64 - 1)
-    batch = Batch("svd", a, nonfinite=nonfinite, errors=errors)
+    rule = _gradients.svd_rule(_gradients.Gaps("svd", gap_eps, subspace))
+    source = _gradients.detached(a)
+    batch = Batch("svd", source, nonfinite=nonfinite, errors=errors)
     if k is not None:
         k = _checks.integer("svd", "k", k, low=1, high=max(batch.k, 1))
     if how == "randomized" and k is None:
@@ -128,10 +151,15 @@ def svd(
         raise UnsupportedError(
             "[svd] method must be 'exact' for an array on a CUDA device, got 'randomized'"
         )
+    if how == "randomized" and source is not a:
+        raise UnsupportedError(
+            "[svd] method must be 'exact' for a tensor that requires a gradient, got 'randomized'. "
+            "Pass a.detach(), or call inside torch.no_grad()"
+        )
     if how == "randomized" and k is not None and batch.k > 0:
         result = _randomized.svd(batch, k, seed=number, tol=share)
     else:
-        result = _exact(batch)
+        result = _gradients.differentiable(a, rule, lambda: _exact(batch))
         rank = k if k is not None else _rank_for(batch, result[1], share)
         if rank is not None and rank < batch.k:
             u, s, vh = result
@@ -153,7 +181,9 @@ def svdvals(a: Any, *, nonfinite: str = "raise") -> Any:
     Returns
     -------
     array (..., min(m, n))
-        In a's library, dtype and device.
+        In a's library, dtype and device. Differentiable for a torch tensor that requires a
+        gradient, for which the vectors are worked out too: that of s_i is :math:`u_i v_i^T`, a
+        subgradient where values are equal or 0.
 
     Raises
     ------
@@ -166,7 +196,11 @@ def svdvals(a: Any, *, nonfinite: str = "raise") -> Any:
     >>> subspan.svdvals(np.diag([3.0, 4.0]))
     array([4., 3.])
     """
-    batch = Batch("svdvals", a, nonfinite=nonfinite)
+    source = _gradients.detached(a)
+    batch = Batch("svdvals", source, nonfinite=nonfinite)
+    if source is not a:
+        rule = _gradients.svd_rule(_gradients.Gaps("svdvals", 0.0, False))
+        return batch.deliver(_gradients.differentiable(a, rule, lambda: _exact(batch))[1])
     s = batch.empty(batch.k)
     _solve(batch, s, None, None)
     return batch.deliver(s)

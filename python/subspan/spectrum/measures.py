@@ -1,15 +1,9 @@
-"""Measures of a spectrum: how many directions a set of features really uses.
+"""Single measures of spectra: effective ranks, dimensions, tails, decay.
 
-Every function takes singular values or variances (eigenvalues of a covariance) of shape
-``(..., r)`` in any order and works over the last axis, so one call serves all layers or all
-checkpoints of a model. Arithmetic is float64 whatever comes in, on values divided by the largest,
-so that nothing depends on the scale of the data.
-
-A spectrum of zeros has no directions: all measures are 0 for it, except the decay exponent, which
-is NaN where fewer than two values can be fitted.
+All of them take ``s`` of shape (..., r), see the package.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,125 +13,17 @@ from subspan._spectrum import Floats, Ints, Kind
 from subspan.errors import InvalidArgumentError
 
 __all__ = [
-    "SpectrumStats",
+    "active_fraction",
     "decay_exponent",
     "dimension_for",
     "effective_rank",
     "participation_ratio",
     "rankme",
     "stable_rank",
-    "stats",
     "tail_energy",
 ]
 
 RANKME_EPS = 1e-7
-
-
-class SpectrumStats(NamedTuple):
-    """Result of :func:`stats`; every array has the leading shape of the spectra.
-
-    Attributes
-    ----------
-    effective_rank : ndarray of float64
-        exp of the entropy of the singular values divided by their sum.
-    effective_rank_variance : ndarray of float64
-        exp of the entropy of the variances divided by their sum.
-    rankme : ndarray of float64
-        As ``effective_rank`` with 1e-7 added to every share.
-    participation_ratio : ndarray of float64
-        (sum of variances)^2 / sum of squared variances.
-    stable_rank : ndarray of float64
-        Sum of variances / largest variance.
-    dim_90, dim_99 : ndarray of int64
-        Fewest leading directions that hold 90 % and 99 % of the variance.
-    top_share : ndarray of float64
-        Share of the variance in the first direction.
-    tail_energy : ndarray of float64
-        Share of the variance outside the first ``tail`` directions.
-    decay_exponent : ndarray of float64
-        a of the power law ``variance_i ~ i^-a``; NaN if fewer than two values are positive.
-    dimensions : ndarray of int64, shape (..., len(shares))
-        Fewest leading directions for each of ``shares``; the only field with a further axis.
-    """
-
-    effective_rank: Floats
-    effective_rank_variance: Floats
-    rankme: Floats
-    participation_ratio: Floats
-    stable_rank: Floats
-    dim_90: Ints
-    dim_99: Ints
-    top_share: Floats
-    tail_energy: Floats
-    decay_exponent: Floats
-    dimensions: Ints
-
-
-def stats(
-    s: Any,
-    *,
-    kind: Kind = "singular",
-    shares: tuple[float, ...] = (0.9, 0.99),
-    tail: int = 10,
-) -> SpectrumStats:
-    """Return every measure of this module for one spectrum or a batch of spectra.
-
-    Parameters
-    ----------
-    s : array_like of float, shape (..., r)
-        Spectra in any order. Zeros are allowed; negative values are taken as zero when they are
-        within r eps of the largest (eps of the dtype of ``s``) and refused otherwise.
-    kind : {"singular", "variance"}
-        What ``s`` holds: singular values of the data, or variances, which are their squares up
-        to a factor (eigenvalues of a covariance or Gram matrix).
-    shares : tuple of float in (0, 1]
-        Shares of the variance for ``dimensions``.
-    tail : int
-        Number of leading directions that ``tail_energy`` leaves out.
-
-    Returns
-    -------
-    SpectrumStats
-        NamedTuple of arrays of shape (...).
-
-    Raises
-    ------
-    InvalidArgumentError
-        If ``s`` has no values, is not finite, or is negative beyond rounding.
-    DtypeError
-        If ``s`` is not real, or an argument is of a wrong type.
-
-    Notes
-    -----
-    Sorting dominates: O(r log r) per spectrum. Where the spectra were cut off (only the k largest
-    singular values were computed), all measures are of the cut spectrum.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from subspan import spectrum
-    >>> result = spectrum.stats(np.array([3.0, 3.0, 3.0, 0.0]))
-    >>> round(float(result.effective_rank), 6), int(result.dim_99)
-    (3.0, 3)
-    """
-    sigma, lam = _spectrum.read("stats", s, kind)
-    wanted = [_spectrum.check_share("stats", share) for share in shares]
-    energy = np.cumsum(lam, axis=-1)
-    dimensions = [_spectrum.dimension(energy, share) for share in wanted]
-    empty = np.empty((*lam.shape[:-1], 0), dtype=np.int64)
-    return SpectrumStats(
-        effective_rank=_spectrum.entropy_rank(sigma),
-        effective_rank_variance=_spectrum.entropy_rank(lam),
-        rankme=_spectrum.rankme(sigma, RANKME_EPS),
-        participation_ratio=_spectrum.participation_ratio(lam),
-        stable_rank=np.sum(lam, axis=-1),
-        dim_90=_spectrum.dimension(energy, 0.9),
-        dim_99=_spectrum.dimension(energy, 0.99),
-        top_share=_spectrum.ratio(lam[..., 0], np.sum(lam, axis=-1)),
-        tail_energy=_spectrum.tail(lam, integer("stats", "tail", tail, low=0)),
-        decay_exponent=_spectrum.decay(lam, 1, lam.shape[-1]),
-        dimensions=np.stack(dimensions, axis=-1) if dimensions else empty,
-    )
 
 
 def effective_rank(s: Any, *, on: Kind = "singular", kind: Kind = "singular") -> Floats:
@@ -308,6 +194,55 @@ def dimension_for(s: Any, share: float, *, kind: Kind = "singular") -> Ints:
     return _spectrum.dimension(
         np.cumsum(lam, axis=-1), _spectrum.check_share("dimension_for", share)
     )
+
+
+def active_fraction(
+    s: Any, share: float = 0.99, *, width: int | None = None, kind: Kind = "singular"
+) -> Floats:
+    """Return the fraction of the directions that a share of the variance needs.
+
+    ``dimension_for(s, share) / d``: what part of a space of d features is active.
+
+    Parameters
+    ----------
+    s : array_like of float, shape (..., r)
+        Spectra in any order.
+    share : float in (0, 1]
+        Wanted share of the variance.
+    width : int, >= r, or None
+        d, where ``s`` holds only the r leading values or those of fewer rows than features; None
+        is r.
+    kind : {"singular", "variance"}
+        What ``s`` holds.
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        Fractions in (0, 1]; 0 for a spectrum of zeros.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``share`` is outside (0, 1], ``width`` is below r, or ``s`` has no values, is not
+        finite, or is negative beyond rounding.
+
+    References
+    ----------
+    J. Wang et al. 2025, `arXiv:2508.16929 <https://arxiv.org/abs/2508.16929>`_: about 0.6 for the
+    outputs of attention at a share of 0.99.
+
+    Examples
+    --------
+    >>> from subspan import spectrum
+    >>> float(spectrum.active_fraction([2.0, 2.0, 1e-3, 1e-3]))
+    0.5
+    """
+    lam = _spectrum.read("active_fraction", s, kind)[1]
+    r = lam.shape[-1]
+    d = r if width is None else integer("active_fraction", "width", width, low=r)
+    wanted = _spectrum.check_share("active_fraction", share)
+    result: Floats = _spectrum.dimension(np.cumsum(lam, axis=-1), wanted) / d
+    return result
 
 
 def tail_energy(s: Any, k: int, *, kind: Kind = "singular") -> Floats:
