@@ -252,10 +252,24 @@ def test_refused_options():
             cholesky(np.eye(2), **{name: "x"})
 
 
-def test_refused_gradients():
+def test_gradients(rng):
     torch = pytest.importorskip("torch")
-    with pytest.raises(UnsupportedError, match="must not require a gradient"):
-        cholesky(torch.eye(2, requires_grad=True))
+    a = torch.from_numpy(stack(3, 2, np.float64, rng)).requires_grad_()
+    loss = torch.from_numpy(rng.standard_normal((2, 3, 3)))
+    (ours,) = torch.autograd.grad((cholesky(a) * loss).sum(), a)
+    (theirs,) = torch.autograd.grad((torch.linalg.cholesky(a) * loss).sum(), a)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def symmetric(x):
+        return cholesky((x + x.mT) / 2)
+
+    assert torch.autograd.gradcheck(symmetric, (a,))
+    assert torch.autograd.gradgradcheck(symmetric, (a[:1].detach().requires_grad_(),))
+    factor, info = cholesky(a, errors="info")
+    assert factor.requires_grad
+    assert not info.any()
+    with torch.no_grad():
+        assert not cholesky(a).requires_grad
 
 
 def test_cuda_arrays_are_refused():

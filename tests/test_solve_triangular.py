@@ -298,13 +298,38 @@ def test_refused_options():
             solve_triangular(np.eye(2), np.ones(2), **{name: "x"})
 
 
-def test_refused_libraries_and_gradients():
+def test_refused_libraries():
     torch = pytest.importorskip("torch")
     with pytest.raises(DtypeError, match="b must be of the library and on the device of a"):
         solve_triangular(np.eye(2), torch.ones(2))
-    for a, b in ((True, False), (False, True)):
-        with pytest.raises(UnsupportedError, match="must not require a gradient"):
-            solve_triangular(torch.eye(2, requires_grad=a), torch.ones(2, requires_grad=b))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients(way, rng):
+    torch = pytest.importorskip("torch")
+
+    def solve(a, b):
+        return solve_triangular(a, b, **way)
+
+    a, b = (torch.from_numpy(x).requires_grad_() for x in system(3, 2, np.float64, rng, (2,)))
+    vector = b[0, :, 0].detach().requires_grad_()
+    one, column = a[0].detach().requires_grad_(), b[0, :, :1].detach().requires_grad_()
+    assert torch.autograd.gradcheck(solve, (one, b))
+    assert torch.autograd.gradcheck(lambda b: solve(a.detach(), b), (vector,))
+    assert torch.autograd.gradgradcheck(solve, (one, column))
+    with torch.no_grad():
+        assert not solve(a, b).requires_grad
+
+
+def test_a_broadcast_matrix_gathers_gradients(rng):
+    torch = pytest.importorskip("torch")
+    a = torch.from_numpy(system(5, 1, np.float64, rng)[0]).requires_grad_()
+    b = torch.from_numpy(rng.standard_normal((3, 1, 5, 2))).requires_grad_()
+    solve_triangular(a, b).square().sum().backward()
+    ours = a.grad.clone(), b.grad.clone()
+    a.grad = b.grad = None
+    torch.linalg.solve_triangular(a.tril(), b, upper=False).square().sum().backward()
+    torch.testing.assert_close(ours, (a.grad, b.grad), rtol=1e-10, atol=1e-10)
 
 
 def test_cuda_arrays_are_refused():

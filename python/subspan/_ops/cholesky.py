@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _core
+from subspan._ops import _gradients
 from subspan._ops._batch import Batch
 
 __all__ = ["CholeskyInfo", "cholesky"]
@@ -53,7 +54,7 @@ def cholesky(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Any:
     DtypeError
         Not an array; not float32 or float64.
     UnsupportedError
-        A torch tensor that requires a gradient; an array on a CUDA device.
+        An array on a CUDA device.
 
     Notes
     -----
@@ -61,11 +62,14 @@ def cholesky(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Any:
     LAPACK potrf per matrix, the batch spread over our threads. Rows and columns are scaled by
     powers of two that bring the diagonal into [1, 4) and undone exactly, so that nothing overflows
     or underflows on the way. A matrix's result depends neither on the others nor on the number of
-    threads, but for the last bits where n >= 512 and there are fewer matrices than threads.
+    threads, but for the last bits where n >= 512 and there are fewer matrices than threads. Tensors
+    that require a gradient have one, that of the symmetric matrix.
 
     References
     ----------
     N. J. Higham: Accuracy and Stability of Numerical Algorithms, 2nd ed., SIAM 2002, chapter 10.
+    I. Murray: Differentiation of the Cholesky decomposition (2016), `arXiv:1602.07527
+    <https://arxiv.org/abs/1602.07527>`_, section 4.1.
 
     Examples
     --------
@@ -74,9 +78,14 @@ def cholesky(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Any:
     array([[2., 0.],
            [1., 3.]])
     """
-    batch = Batch("cholesky", a, nonfinite=nonfinite, errors=errors)
+    batch = Batch("cholesky", _gradients.detached(a), nonfinite=nonfinite, errors=errors)
     batch.require_square()
-    out = batch.empty(batch.n, batch.n)
-    _core.cholesky(batch.rows, out, batch.info, batch.nonfinite, batch.raising, batch.stream)
+    (out,) = _gradients.differentiable(a, _gradients.cholesky_rule, lambda: (_solve(batch),))
     factor = batch.deliver(out)
     return factor if batch.raising else CholeskyInfo(factor, batch.status())
+
+
+def _solve(batch: Batch) -> Any:
+    out = batch.empty(batch.n, batch.n)
+    _core.cholesky(batch.rows, out, batch.info, batch.nonfinite, batch.raising, batch.stream)
+    return out

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _arrays, _checks, _core
+from subspan._ops import _gradients
 from subspan._ops._batch import Batch, broadcast, reshaped
 from subspan.errors import InvalidArgumentError
 
@@ -73,14 +74,15 @@ def solve_triangular(
     DtypeError
         Not arrays of one library, dtype and device; not float32 or float64.
     UnsupportedError
-        A torch tensor that requires a gradient; arrays on a CUDA device.
+        Arrays on a CUDA device.
 
     Notes
     -----
     n² k flops per matrix. Up to n = 64 and k = 64 several systems at once, one in each SIMD lane;
     above, BLAS trsm per matrix, the batch spread over our threads. A solution depends neither on
     the others nor on the number of threads, but for the last bits where min(n, k) >= 512 and there
-    are fewer matrices than threads. It may overflow where the exact one does.
+    are fewer matrices than threads. It may overflow where the exact one does. Tensors that require
+    a gradient have one, which for ``a`` is zero where it is not read.
 
     References
     ----------
@@ -92,16 +94,20 @@ def solve_triangular(
     >>> subspan.solve_triangular(np.array([[2.0, 0.0], [1.0, 4.0]]), np.array([2.0, 9.0]))
     array([1., 2.])
     """
-    a_rows, b_rows, vectors = _operands(a, b)
-    batch = Batch(_NAME, a_rows, nonfinite=nonfinite, errors=errors)
-    right = Batch(_NAME, b_rows, nonfinite=nonfinite, errors=errors, name="b")
-    x = batch.empty(right.m, right.n)
+    of_a, of_b, vectors = _operands(a, b)
+    batch = Batch(_NAME, _gradients.detached(of_a), nonfinite=nonfinite, errors=errors)
+    right = Batch(_NAME, _gradients.detached(of_b), nonfinite=nonfinite, errors=errors, name="b")
     how = (bool(lower), bool(transposed), bool(unit_diagonal))
+    x = _gradients.solved(of_a, of_b, how, lambda: _solve(batch, right, how))
+    result = _arrays.deliver(a, x[..., 0] if vectors else x)
+    return result if batch.raising else SolveTriangularInfo(result, batch.status())
+
+
+def _solve(batch: Batch, right: Batch, how: tuple[bool, bool, bool]) -> Any:
+    x = batch.empty(right.m, right.n)
     policies = (batch.nonfinite, batch.raising, batch.stream)
     _core.solve_triangular(batch.rows, right.rows, x, batch.info, *how, *policies)
-    shape = batch.lead + ((right.m,) if vectors else (right.m, right.n))
-    result = _arrays.deliver(a, x.reshape(shape))
-    return result if batch.raising else SolveTriangularInfo(result, batch.status())
+    return x.reshape((*batch.lead, right.m, right.n))
 
 
 def _operands(a: Any, b: Any) -> tuple[Any, Any, bool]:
@@ -109,7 +115,10 @@ def _operands(a: Any, b: Any) -> tuple[Any, Any, bool]:
     _arrays.require_same(_NAME, a=a, b=b)
     _checks.ndim(_NAME, "a", a, 2, or_more=True)
     _checks.ndim(_NAME, "b", b, 1, or_more=True)
-    a, b = _arrays.exportable(_NAME, "a", a), _arrays.exportable(_NAME, "b", b)
+    a, b = (
+        x if _gradients.wanted(x) else _arrays.exportable(_NAME, name, x)
+        for name, x in (("a", a), ("b", b))
+    )
     of_a, of_b = (tuple(int(extent) for extent in x.shape) for x in (a, b))
     if of_a[-2] != of_a[-1]:
         raise InvalidArgumentError(
