@@ -31,7 +31,11 @@ def run(stem, *arguments):
 
 
 @pytest.mark.parametrize(
-    "stem", ["svd", "eigh", "qr", "pca", "topk", "encode", "knn", "angles", "cka"]
+    "stem",
+    [
+        *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"),
+        *("angles", "cka"),
+    ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals
 def test_bench_runs_and_writes_what_it_prints(stem, tmp_path, capsys):
