@@ -24,6 +24,7 @@ from matrices import (
 )
 from subspan import eigh, eigvalsh, qr, svd, svdvals
 
+threadpoolctl = pytest.importorskip("threadpoolctl")
 DTYPES = [np.float32, np.float64]
 SQUARES = (
     *(1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17),
@@ -39,6 +40,13 @@ SOME = ((1, 1), (5, 5), (12, 9), (300, 4), (3, 50), (33, 33), (60, 34), (35, 36)
 
 FACTORS = {"svd": svd, "svdvals": lambda a: (svdvals(a),), "qr": qr}
 SQUARE_FACTORS = {"eigh": eigh, "eigvalsh": lambda a: (eigvalsh(a),)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_for_numpy():
+    """Two threads of its BLAS wait for each other, on busy cores a hundred times longer."""
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 def qr_ratios(a, q, r):
