@@ -141,11 +141,116 @@ index_t cholesky_pack_bytes(index_t n, index_t) {
   return pack_factorization<pack<T, W>>::scratch(n) * W * static_cast<index_t>(sizeof(T));
 }
 
+/// One matrix, of which L^T is made with the lanes along its rows. Every entry is the result of the
+/// same operations in the same order as in a pack, and so has the same bits.
+template <class T>
+class row_factorization {
+ public:
+  using V = row_vector<T>;
+
+  static index_t scratch(index_t n) { return n * row_pitch<T>(n) + n; }
+  row_factorization(T* memory, index_t n)
+      : n_(n), pitch_(row_pitch<T>(n)), u_(memory), scale_(memory + n * pitch_) {}
+
+  std::int32_t factor(detail::pack_input<T> const& a, index_t lane) {
+    load(a, a.data + lane * a.next);
+    index_t j = 0;
+    std::int32_t order = 0;
+    for (; order == 0 && j + k_block <= n_; j += k_block) order = factor_rows<k_block>(j);
+    for (; order == 0 && j < n_; ++j) order = factor_rows<1>(j);
+    return order == 0 || is_finite_triangle(a, lane) ? order : detail::k_info_nonfinite;
+  }
+
+  void store(std::int32_t status, T* to) const {
+    if (status != 0) {
+      std::fill_n(to, n_ * n_, std::numeric_limits<T>::quiet_NaN());
+      return;
+    }
+    for (index_t i = 0; i < n_; ++i, to += n_) {
+      T const undo = 1 / scale_[i];
+      for (index_t j = 0; j <= i; ++j) to[j] = u_[j * pitch_ + i] * undo;
+      std::fill(to + i + 1, to + n_, T{0});
+    }
+  }
+
+ private:
+  void load(detail::pack_input<T> const& a, T const* from) {
+    std::fill_n(u_, n_ * pitch_, T{0});
+    for (index_t i = 0; i < n_; ++i) {
+      T const* const row = from + i * a.row_stride;
+      T const own = scale_[i] = scale_of_root(all_lanes<V>(row[i * a.col_stride]))[0];
+      for (index_t j = 0; j <= i; ++j)
+        u_[j * pitch_ + i] = row[j * a.col_stride] * (own * scale_[j]);
+    }
+  }
+
+  V* row(index_t j) const { return vectors_at(u_ + j * pitch_); }
+
+  /// What lies left of the diagonal in its vector is of no meaning.
+  template <int Rows>
+  std::int32_t factor_rows(index_t j) {
+    index_t const first = j / k_row_lanes<T>, last = vectors_of<T>(n_);
+    index_t at = first;
+    for (; at + k_block <= last; at += k_block) reduce<Rows, k_block>(j, at);
+    for (; at < last; ++at) reduce<Rows, 1>(j, at);
+    for (int r = 0; r < Rows; ++r) {
+      V* const own = row(j + r);
+      T& diagonal = u_[(j + r) * pitch_ + j + r];
+      T const pivot = diagonal;
+      if (!(pivot > 0 && pivot < 8)) return static_cast<std::int32_t>(j + r + 1);
+      T const root = std::sqrt(pivot);
+      V const inverse = all_lanes<V>(1 / root);
+      for (index_t c = first; c < last; ++c) own[c] *= inverse;
+      diagonal = root;
+      for (int p = r + 1; p < Rows; ++p) {
+        V const factor = all_lanes<V>(u_[(j + r) * pitch_ + j + p]);
+        V* const other = row(j + p);
+        for (index_t c = first; c < last; ++c) other[c] -= own[c] * factor;
+      }
+    }
+    return 0;
+  }
+
+  template <int Rows, int Columns>
+  void reduce(index_t j, index_t at) {
+    V sum[Rows][Columns];
+    for (int r = 0; r < Rows; ++r)
+      for (int c = 0; c < Columns; ++c) sum[r][c] = row(j + r)[at + c];
+    for (index_t k = 0; k < j; ++k) {
+      V right[Columns];
+      for (int c = 0; c < Columns; ++c) right[c] = row(k)[at + c];
+      for (int r = 0; r < Rows; ++r) {
+        V const left = all_lanes<V>(u_[k * pitch_ + j + r]);
+        for (int c = 0; c < Columns; ++c) sum[r][c] -= left * right[c];
+      }
+    }
+    for (int r = 0; r < Rows; ++r)
+      for (int c = 0; c < Columns; ++c) row(j + r)[at + c] = sum[r][c];
+  }
+
+  index_t n_, pitch_;
+  T *u_, *scale_;
+};
+
+template <class T>
+void run_cholesky_rows(detail::cholesky_pack<T> const& task, void* memory) {
+  row_factorization<T> work(static_cast<T*>(memory), task.a.rows);
+  for (index_t l = 0; l < task.a.count; ++l) {
+    task.info[l] = work.factor(task.a, l);
+    work.store(task.info[l], task.l.data + l * task.l.next);
+  }
+}
+
+template <class T>
+index_t cholesky_rows_bytes(index_t n, index_t) {
+  return row_factorization<T>::scratch(n) * static_cast<index_t>(sizeof(T));
+}
+
+/// A pack takes the time of a few matrices one by one.
 template <class T>
 constexpr detail::pack_kernels<detail::cholesky_pack<T>> cholesky_kernels = {
     {k_wide_pack<T>, cholesky_pack_bytes<T, k_wide_pack<T>>, run_cholesky_pack<T, k_wide_pack<T>>},
-    {k_narrow_pack<T>, cholesky_pack_bytes<T, k_narrow_pack<T>>,
-     run_cholesky_pack<T, k_narrow_pack<T>>}};
+    {std::max(k_wide_pack<T> / 4, 1), cholesky_rows_bytes<T>, run_cholesky_rows<T>}};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -155,8 +260,9 @@ constexpr detail::pack_kernels<detail::cholesky_pack<T>> cholesky_kernels = {
 namespace subspan {
 namespace {
 
-/// Larger matrices go to LAPACK one by one.
-constexpr index_t k_cholesky_limit = 64;
+/// Which matrices go into packs where there are enough of them, and which have the lanes along their
+/// rows in any case; larger ones go to LAPACK.
+constexpr index_t k_cholesky_limit = 64, k_cholesky_rows_limit = 511;
 
 template <class T>
 class cholesky_worker {
@@ -252,14 +358,16 @@ void cholesky(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3>
   detail::check_output<T, 3>("cholesky", "l", l, {batch, n, n}, a);
   if (n == 0) {
     std::fill_n(info.data, batch, 0);
-  } else if (n <= k_cholesky_limit) {
+  } else if (n <= k_cholesky_rows_limit) {
     auto const make_task = [&](index_t first, index_t count) {
       return detail::cholesky_pack<T>{detail::input_of(a, false, first, count),
                                       detail::output_of(l, false, first), info.data + first};
     };
     // Copying counts as much as arithmetic.
     double const flops = static_cast<double>(n * n) * (4 + static_cast<double>(n) / 3);
-    detail::run_packs(ctx, batch, n, n, flops, SUBSPAN_PICK(cholesky_kernels<T>), make_task);
+    auto kernels = SUBSPAN_PICK(cholesky_kernels<T>);
+    if (n > k_cholesky_limit) kernels.wide = kernels.narrow;
+    detail::run_packs(ctx, batch, n, n, flops, kernels, make_task);
   } else {
     detail::for_each_matrix(ctx, "cholesky", a, info, {nonfinite_policy::ignore, false},
                             [&] { return cholesky_worker<T>(ctx, a, l, params.nonfinite); });

@@ -16,6 +16,8 @@ namespace {
 
 #include "detail/triangle_packs.inl.hpp"
 
+#include "detail/row_substitution.inl.hpp"
+
 /// Forward substitution with the lower triangle of a pack, block by block.
 template <class V>
 class pack_substitution {
@@ -116,11 +118,25 @@ index_t substitution_pack_bytes(index_t n, index_t k) {
 }
 
 template <class T>
+void run_substitution_rows(detail::substitution_pack<T> const& task, void* memory) {
+  for (index_t l = 0; l < task.a.count; ++l) {
+    row_substitution<T> work(task, l, static_cast<T*>(memory));
+    task.info[l] = work.solve(l);
+    work.store(task.info[l], l);
+  }
+}
+
+template <class T>
+index_t substitution_rows_bytes(index_t n, index_t k) {
+  return row_substitution<T>::scratch(n, k) * static_cast<index_t>(sizeof(T));
+}
+
+/// A pack takes the time of a few systems one by one.
+template <class T>
 constexpr detail::pack_kernels<detail::substitution_pack<T>> substitution_kernels = {
     {k_wide_pack<T>, substitution_pack_bytes<T, k_wide_pack<T>>,
      run_substitution_pack<T, k_wide_pack<T>>},
-    {k_narrow_pack<T>, substitution_pack_bytes<T, k_narrow_pack<T>>,
-     run_substitution_pack<T, k_narrow_pack<T>>}};
+    {std::max(k_wide_pack<T> / 4, 1), substitution_rows_bytes<T>, run_substitution_rows<T>}};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -130,8 +146,9 @@ constexpr detail::pack_kernels<detail::substitution_pack<T>> substitution_kernel
 namespace subspan {
 namespace {
 
-/// Larger systems go to BLAS one by one.
-constexpr index_t k_substitution_limit = 64;
+/// Which systems go into packs where there are enough of them, and which have the lanes along their
+/// rows in any case; larger ones go to BLAS.
+constexpr index_t k_substitution_limit = 64, k_substitution_rows_limit = 256;
 
 /// op(a) x = b, with a the way it is stored.
 template <class T>
@@ -294,12 +311,14 @@ void solve_triangular(context const& ctx, strided_view<T const, 3> a, strided_vi
   if (params.transposed) system.transpose();
   if (n == 0 || k == 0) {
     std::fill_n(info.data, batch, 0);
-  } else if (std::max(n, k) <= k_substitution_limit) {
+  } else if (std::max(n, k) <= k_substitution_rows_limit) {
     // Copying counts as much as arithmetic.
     double const flops = static_cast<double>(n * (n + k)) * (4 + static_cast<double>(k) / 2);
-    detail::run_packs(
-        ctx, batch, n, k, flops, SUBSPAN_PICK(substitution_kernels<T>),
-        [&](index_t first, index_t count) { return pack_of(system, first, count, info.data); });
+    auto kernels = SUBSPAN_PICK(substitution_kernels<T>);
+    if (std::max(n, k) > k_substitution_limit) kernels.wide = kernels.narrow;
+    detail::run_packs(ctx, batch, n, k, flops, kernels, [&](index_t first, index_t count) {
+      return pack_of(system, first, count, info.data);
+    });
   } else {
     detail::for_each_matrix(ctx, function, b, info, {nonfinite_policy::ignore, false},
                             [&] { return substitution_worker<T>(ctx, system, params.nonfinite); });

@@ -24,8 +24,9 @@ struct cholesky_params {
 ///
 /// T: float, double. CPU only. Rows and columns are scaled by powers of two that bring the diagonal
 /// into [1, 4), which changes no bit but where something would overflow or underflow. Up to n = 64
-/// one matrix per SIMD lane, above LAPACK potrf; n^3 / 3 flops per matrix. Scratch per thread:
-/// about n (n + 3) vectors up to n = 64, above n elements.
+/// one matrix per SIMD lane where there are enough of them, else and up to n = 511 with the lanes
+/// along the rows of one matrix, above LAPACK potrf; n^3 / 3 flops per matrix. Scratch per thread:
+/// about n (n + 3) vectors up to n = 64, n^2 elements up to 511, above n.
 template <class T>
 void cholesky(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> l,
               strided_view<std::int32_t, 1> info, cholesky_params params = {});

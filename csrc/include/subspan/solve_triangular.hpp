@@ -26,9 +26,10 @@ struct solve_triangular_params {
 ///   info [batch]        0, -1 (non-finite a or b), or j > 0: element j of the diagonal (from 1) is
 ///                       zero; x is NaN where info is not 0
 ///
-/// T: float, double. CPU only. Up to n = 64 and k = 64 one matrix per SIMD lane, above BLAS trsm;
-/// n^2 k flops per matrix. Scratch per thread: about n (n + k + 2) vectors for small matrices, above
-/// at most n^2 elements.
+/// T: float, double. CPU only. Up to n = 64 and k = 64 one system per SIMD lane where there are
+/// enough of them, else and up to 256 with the lanes along the rows of x, above BLAS trsm; n^2 k
+/// flops per system. Scratch per thread: about n (n + k + 2) vectors, n (k + 2) elements, or at most
+/// n^2 elements.
 template <class T>
 void solve_triangular(context const& ctx, strided_view<T const, 3> a, strided_view<T const, 3> b,
                       strided_view<T, 3> x, strided_view<std::int32_t, 1> info,

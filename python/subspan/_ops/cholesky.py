@@ -58,8 +58,9 @@ def cholesky(a: Any, *, nonfinite: str = "raise", errors: str = "raise") -> Any:
 
     Notes
     -----
-    n³ / 3 flops per matrix. Up to n = 64 several matrices at once, one in each SIMD lane; above,
-    LAPACK potrf per matrix, the batch spread over our threads. Rows and columns are scaled by
+    n³ / 3 flops per matrix. Up to n = 64 several matrices at once, one in each SIMD lane, where
+    there are enough; else and up to n = 511 one by one with the lanes along its rows, to the same
+    bits; above, LAPACK potrf. The batch is spread over our threads. Rows and columns are scaled by
     powers of two that bring the diagonal into [1, 4) and undone exactly, so that nothing overflows
     or underflows on the way. A matrix's result depends neither on the others nor on the number of
     threads, but for the last bits where n >= 512 and there are fewer matrices than threads. Tensors

@@ -78,8 +78,9 @@ def solve_triangular(
 
     Notes
     -----
-    n² k flops per matrix. Up to n = 64 and k = 64 several systems at once, one in each SIMD lane;
-    above, BLAS trsm per matrix, the batch spread over our threads. A solution depends neither on
+    n² k flops per system. Up to n = 64 and k = 64 several systems at once, one in each SIMD lane,
+    where there are enough; else and up to 256 one by one with the lanes along the rows of x, to the
+    same bits; above, BLAS trsm. The batch is spread over our threads. A solution depends neither on
     the others nor on the number of threads, but for the last bits where min(n, k) >= 512 and there
     are fewer matrices than threads. It may overflow where the exact one does. Tensors that require
     a gradient have one, which for ``a`` is zero where it is not read.
