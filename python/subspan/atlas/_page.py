@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subspan.atlas._words import kind_name, layer_list, percent, short
+from subspan.activations import kind_name
 from subspan.report import Page, visible
+from subspan.report.words import layer_list, percent, short
 
 __all__ = ["page"]
 

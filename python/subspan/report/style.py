@@ -7,9 +7,9 @@ uses cividis (Nunez, Anderton and Renslow, PLOS ONE 2018), which also survives a
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from subspan.errors import UnsupportedError
 from subspan.report.files import write_atomic
@@ -18,7 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "COLORS", "GRID", "INK", "MUTED", "VERMILION", "axes_style", "figure", "save"]
+__all__ = [
+    "BLUE",
+    "COLORS",
+    "GRID",
+    "INK",
+    "MAP",
+    "MUTED",
+    "VERMILION",
+    "axes_style",
+    "color_bar",
+    "figure",
+    "legend",
+    "save",
+    "shared_legend",
+    "whole_ticks",
+]
 
 # In the page the first four follow the light or dark theme.
 INK, MUTED, GRID, BLUE = "#1f2329", "#5e6773", "#d9dee5", "#0072b2"
@@ -66,6 +81,40 @@ def legend(target: Any, handles: Sequence[Any] | None = None, **options: Any) ->
         target.legend(**settings)
     else:
         target.legend(handles=handles, **settings)
+
+
+def color_bar(
+    made: "Figure", drawn: Any, axes: Any, label: str, *, fraction: float, size: float = 9.0
+) -> Any:
+    """Add the colour bar of ``drawn`` beside ``axes`` in the common look and return it."""
+    bar = made.colorbar(drawn, ax=axes, fraction=fraction, pad=0.01)
+    bar.set_label(label, fontsize=size, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
+    cast("Any", bar.outline).set_visible(False)
+    return bar
+
+
+def whole_ticks(axis: Any) -> None:
+    """Let an axis have ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+
+
+def shared_legend(
+    made: "Figure", seen: Mapping[str, Any], *, place: str = "outside upper right"
+) -> None:
+    """Add one legend for all axes of a figure, in as many columns as fit."""
+    if any(seen):
+        each = 0.075 * max(map(len, seen)) + 0.6  # inches, by the size of the letters
+        columns = max(1, min(len(seen), int(made.get_figwidth() / each)))
+        legend(
+            made,
+            list(seen.values()),
+            labels=list(seen),
+            loc=place,
+            ncols=columns,
+        )
 
 
 def save(made: "Figure", folder: Path, name: str) -> str:
