@@ -207,12 +207,12 @@ def test_internal_faults_exit_with_1_and_interrupts_say_how_to_go_on(saved, tmp_
 
 
 def test_layers():
-    assert _layers("3,7") == [3, 7]
-    assert _layers("0:30:10") == [0, 10, 20]
-    assert _layers("0:3,9") == [0, 1, 2, 9]
+    assert _layers("atlas", "3,7") == [3, 7]
+    assert _layers("atlas", "0:30:10") == [0, 10, 20]
+    assert _layers("atlas", "0:3,9") == [0, 1, 2, 9]
     for bad in ("", "1:2:3:4", "5:5", "0:9:0"):
         with pytest.raises(InvalidArgumentError):
-            _layers(bad)
+            _layers("atlas", bad)
 
 
 def test_info_prints_the_configuration():

@@ -63,6 +63,7 @@ def curves(
     log_y: bool = False,
     columns: int = 3,
     wide: bool = False,
+    whole_y: bool = False,
 ) -> "Figure":
     """Draw curves against depth, one panel per kind, one legend for all of them."""
     columns = min(columns, len(panels))
@@ -92,6 +93,8 @@ def curves(
             top = max((np.nanmax(line.y, initial=0.0) for line in panel.lines), default=0.0)
             axes.set_ylim(0, 1.07 * top if top > 0 else 1.0)
         whole_ticks(axes.xaxis)
+        if whole_y:
+            whole_ticks(axes.yaxis)
     shared_legend(made, seen)
     return made
 

@@ -27,7 +27,7 @@ class Map(NamedTuple):
 
     title: str
     values: np.ndarray
-    label: str
+    label: str = ""
     low_is_bright: bool = False
     inside: np.ndarray | None = None
 
@@ -87,7 +87,7 @@ def maps(
         _dots(axes, panel)
         if panel.inside is not None:
             _contour(axes, panel.inside)
-        color_bar(made, image, axes, panel.label, fraction=0.05, size=8.5)
+        color_bar(made, image, axes, panel.label, fraction=0.06, size=8.5, aspect=32)
     return made
 
 

@@ -84,10 +84,17 @@ def legend(target: Any, handles: Sequence[Any] | None = None, **options: Any) ->
 
 
 def color_bar(
-    made: "Figure", drawn: Any, axes: Any, label: str, *, fraction: float, size: float = 9.0
+    made: "Figure",
+    drawn: Any,
+    axes: Any,
+    label: str,
+    *,
+    fraction: float,
+    size: float = 9.0,
+    aspect: float = 20.0,
 ) -> Any:
     """Add the colour bar of ``drawn`` beside ``axes`` in the common look and return it."""
-    bar = made.colorbar(drawn, ax=axes, fraction=fraction, pad=0.01)
+    bar = made.colorbar(drawn, ax=axes, fraction=fraction, pad=0.01, aspect=aspect)
     bar.set_label(label, fontsize=size, color=INK)
     bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
     cast("Any", bar.outline).set_visible(False)
@@ -143,6 +150,7 @@ def save(made: "Figure", folder: Path, name: str) -> str:
 def _inline(svg: str, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<image[^>]*?)\sid="[^"]*"', r"\1", svg)  # equal images have equal ones
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
