@@ -20,7 +20,7 @@ SHAPES = {
     "tiny": [(6, 20, 3)],
 }
 # Subspaces on each side of a matrix of all pairs.
-MATRICES = {"full": [(64, 768, 16)], "quick": [(16, 256, 16)], "tiny": [(3, 20, 2)]}
+MATRICES = {"full": [(32, 768, 16)], "quick": [(16, 256, 16)], "tiny": [(3, 20, 2)]}
 
 
 class Pairs:

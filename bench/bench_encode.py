@@ -239,9 +239,9 @@ BATCHES = {
     "tiny": [Size(20, 24, 200, 5), Size(9, 24, 200, 5, "float64")],
 }
 FEW = {
-    "full": [Size(b, 768, 24576, 32, transposed=t) for b in (1, 16) for t in (False, True)],
-    "quick": [Size(b, 768, 24576, 32) for b in (1, 16)],
-    "tiny": [Size(1, 24, 200, 5, transposed=True)],
+    "full": [Size(b, 768, 24576, 32, transposed=t) for b in (1, 8, 16) for t in (False, True)],
+    "quick": [Size(b, 768, 24576, 32, transposed=b == 8) for b in (1, 8, 16)],
+    "tiny": [Size(b, 24, 200, 5, transposed=b == 1) for b in (1, 8)],
 }
 RAGGED = {
     "full": [Size(1024, 768, 24576, 32)],

@@ -178,32 +178,41 @@ def judge(b: Input, result: Any) -> dict[str, float]:
     }
 
 
-class Self:
-    """Rows against themselves, and what is right for some; in numpy twice."""
+class Sets:
+    """As many rows in x as in y, or the same ones, and what is right for some."""
 
-    def __init__(self, n: int, d: int, k: int) -> None:
+    def __init__(self, n: int, d: int, k: int, same: bool) -> None:
         self.k = k
-        self.x = data(1, n, d, 0.0)[1]
-        self.copy = self.x.copy()
+        self.x, self.y = data(n, n, d, 0.0)
+        if same:
+            self.y = self.x.copy()
         self.sample = np.linspace(0, n - 1, min(n, _SAMPLE)).astype(int)
 
 
-def judge_self(b: Self, result: Any) -> dict[str, float]:
-    """Share of wrong neighbours against float64, for some rows."""
+def judge_sets(b: Sets, result: Any) -> dict[str, float]:
+    """Share of wrong neighbours in y against float64, for some rows of x."""
     if result is None:
         return {}
-    wide = b.x.astype(np.float64)
+    wide = b.y.astype(np.float64)
     wrong = []
     for row, found in zip(b.sample, np.asarray(result.indices)[b.sample], strict=True):
-        distances = np.square(wide - wide[row]).sum(axis=1)
+        distances = np.square(wide - b.x[row].astype(np.float64)).sum(axis=1)
         wrong.append(distances[found] > np.sort(distances)[b.k - 1] * (1 + 1e-12))
     return {"wrong": float(np.mean(wrong))}
 
 
 SELVES: dict[str, harness.Contender] = {
     "subspan.knn, x alone": lambda b: subspan.knn(b.x, k=b.k, exclude_self=False),
-    "subspan.knn, a copy": lambda b: subspan.knn(b.x, b.copy, k=b.k),
+    "subspan.knn, a copy": lambda b: subspan.knn(b.x, b.y, k=b.k),
 }
+PAIRS: dict[str, harness.Contender] = {
+    "subspan.knn_both": lambda b: subspan.knn_both(b.x, b.y, k=b.k)[0],
+    "subspan.knn, twice": lambda b: (
+        subspan.knn(b.x, b.y, k=b.k),
+        subspan.knn(b.y, b.x, k=b.k),
+    )[0],
+}
+PAIR_SIZES = {"full": [(20_000, 128, 2)], "quick": [(8000, 128, 2)], "tiny": [(300, 16, 2)]}
 SELF_SIZES = {"full": [(50_000, 128, 10)], "quick": [(20_000, 128, 10)], "tiny": [(300, 16, 5)]}
 
 
@@ -235,7 +244,9 @@ SIZES: dict[str, list[Parameters]] = {
         (1000, 100_000, 768, 100, 0.0),
         (10_000, 100_000, 768, 10, 0.0),
         (1, 100_000, 128, 10, 0.0),
-        (1, 100_000, 768, 100, 0.0),
+        (8, 100_000, 128, 10, 0.0),
+        (1, 100_000, 768, 10, 0.0),
+        (8, 100_000, 768, 10, 0.0),
         (1000, 100_000, 128, 10, 100.0),
         (1000, 100_000, 128, 10, 1000.0),
     ],
@@ -244,6 +255,7 @@ SIZES: dict[str, list[Parameters]] = {
         (1000, 20_000, 128, 100, 0.0),
         (500, 20_000, 768, 10, 0.0),
         (1, 100_000, 128, 10, 0.0),
+        (8, 100_000, 128, 10, 0.0),
         (1000, 20_000, 128, 10, 1000.0),
     ],
     "tiny": [
@@ -255,18 +267,19 @@ SIZES: dict[str, list[Parameters]] = {
 
 def cases(size: str) -> list[Case]:
     """Return the comparisons of a size."""
-    selves = [
+    sets = [
         Case(
-            f"knn of {n}x{d} in itself k={k}",
-            lambda given=(n, d, k): Self(*given),
-            SELVES,
-            judge_self,
-            flops=2.0 * n * n * d,
+            f"knn of {n}x{d} in {'itself' if same else 'as many'} k={k}",
+            lambda given=(n, d, k, same): Sets(*given),
+            SELVES if same else PAIRS,
+            judge_sets,
+            flops=2.0 * n * n * d * (1 if same else 2),
             rounds=3,
         )
-        for n, d, k in SELF_SIZES[size]
+        for same, sizes in ((True, SELF_SIZES), (False, PAIR_SIZES))
+        for n, d, k in sizes[size]
     ]
-    return selves + [
+    return sets + [
         Case(
             f"knn {q} of {n}x{d} k={k}{f' offset {offset:g}' if offset else ''}",
             lambda given=(q, n, d, k, offset): Input(*given),

@@ -1,8 +1,11 @@
 """Neighbours by brute force in float64: what `knn` and `radius_neighbors` are held against."""
 
 import numpy as np
+from subspan import KNN, _core, knn
 
 METRICS = ("euclidean", "sqeuclidean", "inner_product", "cosine")
+FLOATS = ("float16", "float32", "float64")
+INTEGERS = ("int8", "uint8")
 
 
 def distances_of(x, y, metric):
@@ -92,3 +95,53 @@ def check_exactly(result, distances, metric):
     np.testing.assert_array_equal(result.indices, indices)
     signed = -result.distances if metric == "inner_product" else result.distances
     np.testing.assert_array_equal(signed, values)
+
+
+def random_rows(shape, dtype, rng):
+    if np.dtype(dtype).kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+
+
+def agrees(x, y, k, metric="euclidean", *, exactly=False, mask=None, ids=None, exclude=False):
+    """`knn` gives what brute force does; with y = None, of x itself."""
+    to = x if y is None else y
+    distances = restricted(distances_of(x, to, metric), mask=mask, ids=ids, exclude_self=exclude)
+    how = {"k": k, "metric": metric, "mask": mask, "ids": ids, "dtype": "float64"}
+    result = knn(x, y, **how, exclude_self=exclude if y is None else None)
+    if exactly:
+        check_exactly(result, distances, metric)
+    else:
+        check(result, distances, metric, slack_of(x, to, metric))
+    return result
+
+
+def search(x, y, k, metric="euclidean", *, exclude=False, precision="exact"):
+    """Call the core; returns the result and the counters by name."""
+    distances = np.empty((len(x), k))
+    indices = np.empty((len(x), k), np.int64)
+    counts = _core.knn(x, y, None, distances, indices, metric, exclude, precision)
+    return KNN(distances, indices), counts
+
+
+def families(rng, n, d=24):
+    """Rows of many kinds, by name."""
+    normal = rng.standard_normal((n, d))
+    unit = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    return {
+        "normal": normal,
+        "offset": normal + 1000,
+        "clusters": normal + 1000 * rng.choice([-1, 1], (n, 1)),
+        "duplicates": normal[rng.integers(0, 40, n)],
+        "near duplicates": normal[rng.integers(0, 40, n)] + 1e-4 * rng.standard_normal((n, d)),
+        "shell": unit * (1 + 1e-6 * rng.standard_normal((n, 1))),
+        "low rank": rng.standard_normal((n, 2)) @ rng.standard_normal((2, d)),
+        "scales": normal * 10.0 ** rng.uniform(-12, 12, (n, 1)),
+        "binary": (normal > 0.5).astype(float),
+        "not finite": np.where(rng.random((n, d)) < 0.01, np.nan, normal),
+        "zeros": normal * (rng.random((n, 1)) < 0.7),
+    }
+
+
+FAMILIES = tuple(families(np.random.default_rng(0), 40))

@@ -30,7 +30,9 @@ def run(stem, *arguments):
     return importlib.import_module(f"bench_{stem}").main(["--smoke", *arguments])
 
 
-@pytest.mark.parametrize("stem", ["svd", "eigh", "qr", "pca", "topk", "encode", "knn", "angles"])
+@pytest.mark.parametrize(
+    "stem", ["svd", "eigh", "qr", "pca", "topk", "encode", "knn", "angles", "cka"]
+)
 @pytest.mark.filterwarnings("default")  # of rivals
 def test_bench_runs_and_writes_what_it_prints(stem, tmp_path, capsys):
     threads = subspan.get_num_threads()

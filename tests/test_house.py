@@ -146,7 +146,7 @@ def test_the_public_names_are_these():
         *("KNN", "PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "Radius", "SVDInfo", "TopK"),
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
-        "sparse_decode",
+        *("knn_both", "sparse_decode"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,30 @@ def test_planted_likeness_is_found(name, rng):
     near, far = x + 0.1 * rng.normal(size=x.shape), rng.normal(size=x.shape)
     closer = value(name, x, near) < value(name, x, far)
     assert closer == MEASURES[name].is_distance
+
+
+def table():
+    """Return the table of measures as the page shows it."""
+    lines = ["| measure | formula | range | metric | invariant to |", "|---|---|---|---|---|"]
+    for measure in MEASURES.values():
+        low, high = (
+            {0.0: "0", 1.0: "1", -1.0: "-1", np.inf: "inf", np.pi / 2: "pi/2"}[bound]
+            for bound in (measure.low, measure.high)
+        )
+        order = ("translation", "scale", "orthogonal", "linear")
+        kinds = ", ".join(kind for kind in order if kind in measure.invariances)
+        formula = measure.formula.replace("|", "\\|")
+        metric = "yes" if measure.is_metric else "no" if measure.symmetric else "no, not symmetric"
+        lines.append(f"| `{measure.name}` | {formula} | {low} to {high} | {metric} | {kinds} |")
+    return "\n".join(lines)
+
+
+def test_the_page_shows_the_table():
+    page = Path(__file__).parent.parent / "docs" / "workflows" / "similarity.md"
+    if not page.is_file():
+        pytest.skip("needs the source tree")
+    shown = page.read_text().partition("<!-- measures -->")[2].partition("<!-- /measures -->")[0]
+    assert shown.strip() == table()
 
 
 def test_every_measure_is_tested_alone():

@@ -7,27 +7,19 @@ namespace py = pybind11;
 namespace subspan::bindings {
 namespace {
 
-/// A sparse code as it comes from Python: 1-D values and indices, offsets or none, rows.
-template <class T>
-class code_argument {
- public:
-  code_argument(array_ref const& values, py::handle indices, py::handle offsets, index_t rows,
-                char const* function)
-      : values_(view_of<T const, 1>(values, function, "values")),
-        indices_(indices, function, "indices"),
-        offsets_(offsets, function, "offsets"),
-        rows_(rows) {}
-  sparse_code<T> code() const {
-    auto const offsets = offsets_.view();
-    return {values_, indices_.view(), offsets ? *offsets : strided_view<index_t const, 1>{}, rows_};
-  }
-
- private:
-  strided_view<T const, 1> values_;
-  argument<index_t const, 1> indices_;
-  optional_argument<index_t const, 1> offsets_;
-  index_t rows_;
-};
+/// run(code) with a sparse code as it comes from Python: 1-D values and indices, offsets or none, rows.
+template <class Run>
+void with_code(py::handle values, py::handle indices, py::handle offsets, index_t rows,
+               char const* function, Run&& run) {
+  array_ref const weights = read_array(values, function, "values");
+  visit_storage(weights, function, "values", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    argument<index_t const, 1> const where(indices, function, "indices");
+    optional_argument<index_t const, 1> const ends(offsets, function, "offsets");
+    run(sparse_code<T>{view_of<T const, 1>(weights, function, "values"), where.view(),
+                       ends.view().value_or(strided_view<index_t const, 1>{}), rows});
+  });
+}
 
 }  // namespace
 
@@ -37,15 +29,12 @@ void bind_decode(py::module_& m) {
       [](py::object values, py::object indices, py::object offsets, index_t rows, py::object w_dec,
          py::object b_dec, py::object out) {
         constexpr char const* function = "sparse_decode";
-        array_ref const weights = read_array(values, function, "values");
-        visit_storage(weights, function, "values", [&](auto tag) {
-          using T = typename decltype(tag)::type;
-          code_argument<T> const code(weights, indices, offsets, rows, function);
+        with_code(values, indices, offsets, rows, function, [&]<class T>(sparse_code<T> code) {
           argument<T const, 2> const matrix(w_dec, function, "w_dec");
           optional_argument<T const, 1> const bias(b_dec, function, "b_dec");
           argument<T, 2> const result(out, function, "out");
           without_gil(function, [&] {
-            subspan::sparse_decode<T>(make_context(), code.code(), matrix.view(), bias.view(),
+            subspan::sparse_decode<T>(make_context(), code, matrix.view(), bias.view(),
                                       result.view());
           });
         });
@@ -60,19 +49,15 @@ void bind_decode(py::module_& m) {
          py::object grad_out, py::object grad_values, py::object grad_w_dec,
          py::object grad_b_dec) {
         constexpr char const* function = "sparse_decode";
-        array_ref const weights = read_array(values, function, "values");
-        visit_storage(weights, function, "values", [&](auto tag) {
-          using T = typename decltype(tag)::type;
-          code_argument<T> const code(weights, indices, offsets, rows, function);
+        with_code(values, indices, offsets, rows, function, [&]<class T>(sparse_code<T> code) {
           argument<T const, 2> const matrix(w_dec, function, "w_dec");
           argument<T const, 2> const gradient(grad_out, function, "grad_out");
           optional_argument<T, 1> const of_values(grad_values, function, "grad_values");
           optional_argument<T, 2> const of_matrix(grad_w_dec, function, "grad_w_dec");
           optional_argument<T, 1> const of_bias(grad_b_dec, function, "grad_b_dec");
           without_gil(function, [&] {
-            subspan::sparse_decode_backward<T>(make_context(), code.code(), matrix.view(),
-                                               gradient.view(), of_values.view(), of_matrix.view(),
-                                               of_bias.view());
+            subspan::sparse_decode_backward<T>(make_context(), code, matrix.view(), gradient.view(),
+                                               of_values.view(), of_matrix.view(), of_bias.view());
           });
         });
       },
@@ -85,10 +70,7 @@ void bind_decode(py::module_& m) {
          py::object x, py::object b_pre, py::object w_enc, py::object grad_w_enc,
          py::object grad_b_enc, py::object grad_x, py::object grad_b_pre) {
         constexpr char const* function = "topk_encode";
-        array_ref const weights = read_array(values, function, "values");
-        visit_storage(weights, function, "values", [&](auto tag) {
-          using T = typename decltype(tag)::type;
-          code_argument<T> const code(weights, indices, offsets, rows, function);
+        with_code(values, indices, offsets, rows, function, [&]<class T>(sparse_code<T> code) {
           optional_argument<T const, 2> const inputs(x, function, "x");
           optional_argument<T const, 1> const center(b_pre, function, "b_pre");
           optional_argument<T const, 2> const matrix(w_enc, function, "w_enc");
@@ -98,7 +80,7 @@ void bind_decode(py::module_& m) {
           optional_argument<T, 1> const of_center(grad_b_pre, function, "grad_b_pre");
           without_gil(function, [&] {
             subspan::topk_encode_backward<T>(
-                make_context(), code.code(), n, inputs.view(), center.view(), matrix.view(),
+                make_context(), code, n, inputs.view(), center.view(), matrix.view(),
                 {of_matrix.view(), of_bias.view(), of_inputs.view(), of_center.view()});
           });
         });

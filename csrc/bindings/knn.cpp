@@ -49,6 +49,7 @@ void visit_rows(array_ref const& array, char const* function, Visit&& visit) {
 py::dict by_name(knn_stats const& stats) {
   py::dict out;
   out["symmetric"] = stats.symmetric;
+  out["in_place_rows"] = stats.in_place_rows;
   out["difference_tiles"] = stats.difference_tiles;
   out["uncertified_rows"] = stats.uncertified_rows;
   out["repeated_rows"] = stats.repeated_rows;
@@ -87,6 +88,34 @@ void bind_knn(py::module_& m) {
       py::arg("metric"), py::arg("exclude_self"), py::arg("precision"), py::arg("stream") = 0,
       "The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; "
       "returns how the search went.");
+  m.def(
+      "knn_both",
+      [](py::object x, py::object y, py::object distances, py::object indices,
+         py::object back_distances, py::object back_indices, std::string const& metric,
+         std::uintptr_t stream) {
+        constexpr char const* function = "knn_both";
+        auto const how = metric_of(metric, function);
+        array_ref const rows = read_array(x, function, "x", stream);
+        argument<double, 2> const found(distances, function, "distances", stream);
+        argument<index_t, 2> const where(indices, function, "indices", stream);
+        argument<double, 2> const back_found(back_distances, function, "back_distances", stream);
+        argument<index_t, 2> const back_where(back_indices, function, "back_indices", stream);
+        knn_stats stats;
+        visit_rows(rows, function, [&](auto tag) {
+          using T = typename decltype(tag)::type;
+          auto const from = view_of<T const, 2>(rows, function, "x");
+          argument<T const, 2> const to(y, function, "y", stream);
+          without_gil(function, [&] {
+            stats = subspan::knn_both<T>(make_context(stream), from, to.view(), found.view(),
+                                         where.view(), back_found.view(), back_where.view(), how);
+          });
+        });
+        return by_name(stats);
+      },
+      py::arg("x"), py::arg("y"), py::arg("distances"), py::arg("indices"),
+      py::arg("back_distances"), py::arg("back_indices"), py::arg("metric"), py::arg("stream") = 0,
+      "knn of x [q, d] in y [n, d] into outputs [q, k], and of y in x into outputs [n, k]; returns "
+      "how the search went.");
   m.def(
       "radius_neighbors",
       [](py::object x, py::object y, py::object mask, double radius, py::object offsets,

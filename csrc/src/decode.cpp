@@ -7,10 +7,12 @@
 #include <bit>
 #include <numeric>
 #include <sstream>
+#include <utility>
 
 #include "detail/contract.hpp"
 #include "detail/dtypes.hpp"
 #include "detail/list_sums.hpp"
+#include "detail/product_tile.hpp"
 #include "detail/route.hpp"
 #include "detail/sparse_lists.hpp"
 
@@ -19,11 +21,14 @@
 
 namespace subspan::cpu::SUBSPAN_LEVEL {
 namespace {
+// In this order: the later ones need the earlier.
+// clang-format off
 #include "detail/widen.inl.hpp"
-
 #include "detail/narrow.inl.hpp"
-
+#include "detail/product_tile.inl.hpp"
+#include "detail/transpose.inl.hpp"
 #include "detail/gather_rows.inl.hpp"
+// clang-format on
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "detail/certified_encoding.hpp"
@@ -29,6 +30,8 @@ namespace {
 #include "detail/product_tile.inl.hpp"
 #include "detail/row_selector.inl.hpp"
 #include "detail/tile_engine.inl.hpp"
+#include "detail/transpose.inl.hpp"
+#include "detail/encode_in_place.inl.hpp"
 #include "detail/encode_kernels.inl.hpp"
 #include "detail/encode_pairs.inl.hpp"
 // clang-format on
@@ -46,24 +49,7 @@ auto const& table() {
 }
 
 // A first pass pays where there is much to multiply and little to choose.
-constexpr index_t k_certified_rows = 128, k_certified_depth = 64;
-
-/// w_enc with the elements of a latent side by side: in place where they are, else by way of `buffer`.
-template <class T>
-detail::vector_set<T> latents_of(context const& ctx, strided_view<T const, 2> w,
-                                 std::optional<detail::workspace<T>>& buffer) {
-  index_t const d = w.shape[0], n = w.shape[1];
-  if (w.strides[0] == 1) return {w.data, n, d, w.strides[1], 1};
-  buffer.emplace(ctx, n * d);
-  constexpr index_t side = 32;
-  detail::parallel_for(ctx, n, 8 * side, [&](index_t begin, index_t end) {
-    for (index_t r0 = 0; r0 < d; r0 += side)
-      for (index_t j0 = begin; j0 < end; j0 += side)
-        for (index_t j = j0; j < std::min(j0 + side, end); ++j)
-          for (index_t r = r0; r < std::min(r0 + side, d); ++r) (*buffer)[j * d + r] = w(r, j);
-  });
-  return {buffer->data(), n, d, d, 1};
-}
+constexpr index_t k_certified_rows = 512, k_certified_depth = 256;
 
 /// By a first pass in low precision, where that can be done and pays; returns the rows that are left
 /// to be encoded.
@@ -77,12 +63,9 @@ std::optional<std::vector<index_t>> encode_certified(context const& ctx, strided
     auto const* const pairs = SUBSPAN_PICK(find_pair_kernels<T>());
     index_t const k = values.shape[1], n = how.w_enc.shape[1];
     if (pairs == nullptr || x.shape[0] < k_certified_rows || x.shape[1] < k_certified_depth ||
-        512 * k > n)
+        256 * k > n)
       return std::nullopt;
-    std::optional<detail::workspace<T>> buffer;
-    auto const latents = latents_of(ctx, how.w_enc, buffer);
-    detail::certified_encoding<T> job(ctx, table<T>(), *pairs, x, how, latents, values, indices,
-                                      rectifier);
+    detail::certified_encoding<T> job(ctx, table<T>(), *pairs, x, how, values, indices, rectifier);
     detail::run_tiles<float>(ctx, job);
     return job.failed();
   }
@@ -144,7 +127,7 @@ void topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> cons
     }
   detail::topk_encoding<T> job(ctx, table<T>(), x, how, values, indices, rectifier,
                                std::move(left));
-  detail::run_tiles<detail::product_type<T>>(ctx, job);
+  detail::run_encoding(ctx, job);
 }
 
 template <class T>
@@ -159,7 +142,7 @@ void batch_topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T
                   count);
   check_output<T, index_t, 1>(function, "offsets", x, how, offsets, {x.shape[0] + 1});
   detail::batch_encoding<T> job(ctx, table<T>(), x, how, std::max<index_t>(count, 1), rectifier);
-  if (count > 0) detail::run_tiles<detail::product_type<T>>(ctx, job);
+  if (count > 0) detail::run_encoding(ctx, job);
   auto const entries = job.entries();
   auto const out = allocate(static_cast<index_t>(entries.size()));
   for (index_t t = 0; t <= x.shape[0]; ++t) offsets(t) = 0;
@@ -182,7 +165,7 @@ void threshold_encode(context const& ctx, strided_view<T const, 2> x, encoder<T>
                   how.w_enc.shape[1], " elements, got ", threshold.shape[0]);
   check_output<T, index_t, 1>(function, "offsets", x, how, offsets, {x.shape[0] + 1});
   detail::threshold_encoding<T> job(ctx, table<T>(), x, how, threshold);
-  detail::run_tiles<detail::product_type<T>>(ctx, job);
+  detail::run_encoding(ctx, job);
 
   for (index_t t = 0; t <= x.shape[0]; ++t) offsets(t) = 0;
   job.each([&](index_t row, auto const&) { ++offsets(row + 1); });

@@ -6,6 +6,7 @@
 
 #include "detail/dtypes.hpp"
 #include "detail/pack_batch.hpp"
+#include "detail/tall_qr.hpp"
 
 #define SUBSPAN_FILE "qr.cpp"
 #include "detail/foreach_level.hpp"
@@ -194,10 +195,19 @@ void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, st
   detail::route(
       "qr", a.device,
       [&] {
+        auto const make_worker = [&] { return qr_worker<T>(ctx, a, q, r, params.nonfinite); };
+        if (detail::fits_tall(m, n))
+          return detail::for_each_tall(
+              ctx, "qr", a, info, params,
+              [&](index_t b, detail::tall_qr<T>& tall, T const* triangle) {
+                std::copy_n(triangle, n * n, r.data + b * n * n);
+                detail::workspace<T> one(ctx, n * n);
+                for (index_t i = 0; i < n * n; ++i) one[i] = i % (n + 1) == 0;
+                tall.multiply(one.data(), q.data + b * m * n, n, 1);
+              },
+              make_worker);
         if (!detail::fits_rows(m, n))
-          return detail::for_each_matrix(ctx, "qr", a, info, params, [&] {
-            return qr_worker<T>(ctx, a, q, r, params.nonfinite);
-          });
+          return detail::for_each_matrix(ctx, "qr", a, info, params, make_worker);
         detail::for_each_pack(ctx, "qr", a, info, params,
                               detail::fits_pack(m, n) ? SUBSPAN_PICK(qr_kernels<T>)
                                                       : SUBSPAN_PICK(qr_rows_kernels<T>),

@@ -6,6 +6,7 @@
 
 #include "detail/dtypes.hpp"
 #include "detail/pack_batch.hpp"
+#include "detail/tall_qr.hpp"
 
 #define SUBSPAN_FILE "svd.cpp"
 #include "detail/foreach_level.hpp"
@@ -287,6 +288,32 @@ class svd_worker {
   detail::workspace<T> work_;
 };
 
+/// The SVD of a tall matrix, or of a wide one's transpose, from its QR.
+template <class T>
+void finish_tall(context const& ctx, index_t b, detail::tall_qr<T>& tall, T const* triangle,
+                 strided_view<T, 2> s, std::optional<strided_view<T, 3>> u,
+                 std::optional<strided_view<T, 3>> vh, strided_view<std::int32_t, 1> info) {
+  index_t const k = s.shape[1];
+  decomposition_params params;
+  params.raise_no_convergence = false;
+  auto const square = [k](auto* data) { return make_view<3>(data, {1, k, k}); };
+  auto const values = make_view<2>(s.data + b * k, {1, k});
+  auto const status = make_view<1>(info.data + b, {1});
+  if (!u) return svd<T>(ctx, square(triangle), values, {}, {}, status, params);
+  index_t const m = u->shape[1], n = vh->shape[2];
+  detail::workspace<T> turn(ctx, k * k), other(ctx, k * k);
+  svd<T>(ctx, square(triangle), values, square(turn.data()), square(other.data()), status, params);
+  T *const left = u->data + b * m * k, *const right = vh->data + b * k * n;
+  if (m >= n) {
+    tall.multiply(turn.data(), left, k, 1);
+    std::copy_n(other.data(), k * k, right);
+  } else {
+    tall.multiply(turn.data(), right, 1, n);
+    for (index_t i = 0; i < k; ++i)
+      for (index_t j = 0; j < k; ++j) left[i * k + j] = other[j * k + i];
+  }
+}
+
 }  // namespace
 
 inline namespace SUBSPAN_ABI {
@@ -305,10 +332,16 @@ void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
   detail::route(
       "svd", a.device,
       [&] {
+        auto const make_worker = [&] { return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite); };
+        if (detail::fits_tall(std::max(m, n), k))
+          return detail::for_each_tall(
+              ctx, "svd", a, info, params,
+              [&](index_t b, detail::tall_qr<T>& tall, T const* triangle) {
+                finish_tall(ctx, b, tall, triangle, s, u, vh, info);
+              },
+              make_worker);
         if (!detail::fits_rows(m, n))
-          return detail::for_each_matrix(ctx, "svd", a, info, params, [&] {
-            return svd_worker<T>(ctx, a, s, u, vh, params.nonfinite);
-          });
+          return detail::for_each_matrix(ctx, "svd", a, info, params, make_worker);
         bool const wide = m < n;
         detail::for_each_pack(ctx, "svd", a, info, params,
                               detail::fits_pack(m, n) ? SUBSPAN_PICK(svd_kernels<T>)

@@ -18,7 +18,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
-from subspan._ops.knn import KNN, Radius, knn, radius_neighbors
+from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
@@ -49,6 +49,7 @@ __all__ = [
     "errors",
     "get_num_threads",
     "knn",
+    "knn_both",
     "qr",
     "radius_neighbors",
     "set_num_threads",

@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def batch_topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, count: typing.SupportsInt | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, activation: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The count largest of all rows into arrays that allocate(n) returns, and offsets [B + 1].
@@ -52,6 +52,10 @@ def has_cuda() -> bool:
 def knn(x: typing.Any, y: typing.Any, mask: typing.Any, distances: typing.Any, indices: typing.Any, metric: str, exclude_self: bool, precision: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> dict:
     """
     The k nearest rows of y [n, d] for every row of x [q, d] into caller-owned outputs [q, k]; returns how the search went.
+    """
+def knn_both(x: typing.Any, y: typing.Any, distances: typing.Any, indices: typing.Any, back_distances: typing.Any, back_indices: typing.Any, metric: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> dict:
+    """
+    knn of x [q, d] in y [n, d] into outputs [q, k], and of y in x into outputs [n, k]; returns how the search went.
     """
 def moments_merge(state: tuple, other: tuple) -> None:
     """

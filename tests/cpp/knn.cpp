@@ -25,6 +25,15 @@ int main() {
   check(indices == std::vector<std::int64_t>{10, 498, 499, 0, 1, 2}, "copies come by index");
   check(distances == std::vector<double>{0.25, 0.25, 0.25, 0, 1, 2}, "and are as far");
 
+  std::vector<double> back_distances(n);
+  std::vector<std::int64_t> back_indices(n), forth_indices(2);
+  subspan::knn_both<float>({}, from, to, make_view<2>(distances.data(), {2, 1}),
+                           make_view<2>(forth_indices.data(), {2, 1}),
+                           make_view<2>(back_distances.data(), {n, 1}),
+                           make_view<2>(back_indices.data(), {n, 1}));
+  check(forth_indices == std::vector<std::int64_t>{10, 0}, "there");
+  check(back_indices[5] == 1 && back_indices[6] == 0 && back_distances[6] == 4.25, "and back");
+
   std::vector<std::uint8_t> allowed(n, 0);
   allowed[499] = allowed[7] = 1;
   auto const mask = make_view<2>(static_cast<std::uint8_t const*>(allowed.data()), {1, n});

@@ -33,6 +33,7 @@ struct knn_params {
 /// How a search went.
 struct knn_stats {
   bool symmetric = false;        ///< every product served two rows
+  index_t in_place_rows = 0;     ///< rows that were found by reading y where it lies
   index_t difference_tiles = 0;  ///< tiles whose products would have cancelled
   index_t uncertified_rows = 0;  ///< rows that the pass in low precision left in doubt
   index_t repeated_rows = 0;     ///< rows that were searched again, by differences or in double
@@ -53,13 +54,27 @@ struct knn_stats {
 ///
 /// T: half, bfloat16, float, double, int8, uint8. n < 2^32. CPU. O(q n d) flops in float (double for
 /// double, and for integers with d > 257); rows where rounding or cancellation leave doubt are
-/// searched again. Where y is x itself every product serves both of its rows. Scratch: 16 MiB of packed
+/// searched again. Where y is x itself every product serves both of its rows; for up to 8 queries y is
+/// read where it lies. Scratch: 16 MiB of packed
 /// y, the packed rows of a strip, up to 64 MiB of candidates; of x against itself up to 1 GiB.
 template <class T>
 knn_stats knn(context const& ctx, strided_view<T const, 2> x, strided_view<T const, 2> y,
               std::optional<strided_view<std::uint8_t const, 2>> mask,
               strided_view<double, 2> distances, strided_view<index_t, 2> indices,
               knn_params params = {});
+
+/// knn of x in y, and back: of y in x. The same results, of the same products where both have 4096
+/// rows and more.
+///
+///   distances, indices            [q, k]  C order, as of knn
+///   back_distances, back_indices  [n, k]  the nearest rows of x for every row of y
+///
+/// CPU. O(q n d) flops, once.
+template <class T>
+knn_stats knn_both(context const& ctx, strided_view<T const, 2> x, strided_view<T const, 2> y,
+                   strided_view<double, 2> distances, strided_view<index_t, 2> indices,
+                   strided_view<double, 2> back_distances, strided_view<index_t, 2> back_indices,
+                   metric how = metric::euclidean);
 
 /// The rows of y within `radius` of every row of x: distance <= radius, of inner products >= radius.
 /// As rows in THE order of knn; mask and what is never a neighbour as there.

@@ -36,13 +36,13 @@ class encoding {
         w_{how.w_enc.data, how.w_enc.shape[1], how.w_enc.shape[0], how.w_enc.strides[1],
            how.w_enc.strides[0]},
         bias_(ctx, padded()),
-        shift_(ctx, how.b_pre ? x_.depth : 0) {
+        shift_(ctx, x_.depth) {
     for (index_t j = 0; j < w_.count; ++j)
       bias_[j] = how.b_enc ? kernels_.widen((*how.b_enc)(j)) : P{0};
     std::fill(bias_.data() + w_.count, bias_.data() + padded(),
               std::numeric_limits<P>::quiet_NaN());
-    if (how.b_pre)
-      for (index_t r = 0; r < x_.depth; ++r) shift_[r] = kernels_.widen((*how.b_pre)(r));
+    for (index_t r = 0; r < x_.depth; ++r)
+      shift_[r] = how.b_pre ? kernels_.widen((*how.b_pre)(r)) : P{0};
   }
 
   index_t rows() const { return x_.count; }
@@ -54,6 +54,18 @@ class encoding {
   }
   void pack_columns(index_t first, index_t count, P* out) const {
     kernels_.pack(w_, {}, first, count, size().width, out);
+  }
+  /// Whether columns can be read where they lie, and that pays.
+  bool in_place() const {
+    return rows() > 0 && rows() <= k_rows_in_place && (w_.step == 1 || w_.stride == 1);
+  }
+  void multiply_in_place(P const* left, index_t first, index_t count, P* sums) const {
+    auto const [tile_rows, width] = size();
+    index_t const row_panels = divide_up(rows(), tile_rows), tile = tile_rows * width;
+    for (index_t p = 0; p < row_panels; ++p)
+      kernels_.sums_in_place(w_, first, count, left + p * tile_rows * depth(),
+                             std::min(tile_rows, rows() - p * tile_rows), sums + p * tile,
+                             row_panels * tile);
   }
 
  protected:
@@ -69,6 +81,31 @@ class encoding {
   vector_set<T> x_, w_;
   workspace<P> bias_, shift_;
 };
+
+/// Runs a job: few rows read the columns where they lie, more have them packed.
+template <class Job>
+void run_encoding(context const& ctx, Job& job) {
+  using P = typename Job::P;
+  if (!job.in_place()) return run_tiles<P>(ctx, job);
+  auto const [tile_rows, width] = job.size();
+  index_t const rows = job.rows(), row_panels = divide_up(rows, tile_rows), n = job.columns();
+  index_t const parts = 4 * thread_count(ctx);
+  index_t const each = divide_up(divide_up(n, parts), width) * width;
+  workspace<P> left(ctx, row_panels * tile_rows * job.depth());
+  for (index_t p = 0; p < rows; p += tile_rows)
+    job.pack_rows(p, std::min(tile_rows, rows - p), left.data() + p * job.depth());
+  job.begin(0, rows, parts);
+  parallel_for(ctx, n, each, [&](index_t begin, index_t end) {
+    workspace<P> sums(ctx, k_columns_in_place * row_panels * tile_rows);
+    for (; begin < end; begin += k_columns_in_place) {
+      index_t const count = std::min(k_columns_in_place, end - begin);
+      job.multiply_in_place(left.data(), begin, count, sums.data());
+      tile_block<P> const block{nullptr, row_panels, nullptr, divide_up(count, width), 0, 0, begin};
+      job.multiply({block, sums.data()}, begin / each);
+    }
+  });
+  job.end(0, rows, parts);
+}
 
 /// The k best of each row.
 template <class T>
@@ -102,7 +139,7 @@ class topk_encoding : public encoding<T> {
     for (index_t i = 0; i < parts * states_; ++i)
       best_.emplace_back(kept_, buffers_->data() + i * selector::room(kept_));
   }
-  void multiply(tile_block<P> const& block, index_t part) {
+  void multiply(encode_block<P> const& block, index_t part) {
     this->kernels_.select(block, best_.data() + part * states_, this->bias_.data(), is_first());
   }
   void end(index_t first, index_t last, index_t parts) {
@@ -187,7 +224,7 @@ class batch_encoding : public encoding<T> {
 
   index_t strip() const { return 8192; }
   void begin(index_t first, index_t last, index_t) { first_ = first, rows_ = last - first; }
-  void multiply(tile_block<P> const& block, index_t) {
+  void multiply(encode_block<P> const& block, index_t) {
     auto best = take();
     this->kernels_.select_of_batch(block, first_, rows_, this->bias_.data(), *best);
     std::lock_guard const lock(mutex_);
@@ -257,7 +294,7 @@ class threshold_encoding : public encoding<T> {
     hits_.emplace_back(static_cast<std::size_t>(divide_up(rows_, k_rows_of_task) * parts));
     first_rows_.push_back(first);
   }
-  void multiply(tile_block<P> const& block, index_t part) {
+  void multiply(encode_block<P> const& block, index_t part) {
     auto const task = block.row0 / k_rows_of_task * parts_ + part;
     this->kernels_.above(block, rows_, this->bias_.data(), bars_.data(),
                          hits_.back()[static_cast<std::size_t>(task)]);

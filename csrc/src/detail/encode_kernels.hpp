@@ -74,6 +74,17 @@ class batch_selector {
 template <class T>
 using product_type = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+/// Few rows are multiplied with w_enc where it lies, so many columns at a time.
+inline constexpr index_t k_rows_in_place = 8, k_columns_in_place = 480;
+
+/// Tiles to be made of panels, or made already: sums[panel of columns][panel of rows][rows][width].
+template <class P>
+struct encode_block : tile_block<P> {
+  encode_block(tile_block<P> const& panels, P const* made = nullptr)
+      : tile_block<P>(panels), sums(made) {}
+  P const* sums;
+};
+
 template <class T, class P>
 struct encode_kernels {
   tile_size size;
@@ -81,24 +92,33 @@ struct encode_kernels {
   P (*widen)(T x);
   void (*pack)(vector_set<T> const& from, packing<P> const& how, index_t first, index_t count,
                index_t width, P* out);
+  /// Products of a panel of rows with columns of w, whose elements or which lie side by side: those
+  /// of panel q of the columns from sums + q * stride on.
+  void (*sums_in_place)(vector_set<T> const& w, index_t first, index_t count, P const* left,
+                        index_t rows, P* sums, index_t stride);
   // bias: of all columns, NaN for padding. rows: those of the strip that are no padding.
-  void (*select)(tile_block<P> const& block, row_selector<P>* best, P const* bias, bool rectified);
-  void (*select_of_batch)(tile_block<P> const& block, index_t first_row, index_t rows,
+  void (*select)(encode_block<P> const& block, row_selector<P>* best, P const* bias,
+                 bool rectified);
+  void (*select_of_batch)(encode_block<P> const& block, index_t first_row, index_t rows,
                           P const* bias, batch_selector<P>& best);
-  void (*above)(tile_block<P> const& block, index_t rows, P const* bias, P const* threshold,
+  void (*above)(encode_block<P> const& block, index_t rows, P const* bias, P const* threshold,
                 std::vector<code_hit<P>>& hits);
 };
+
+inline constexpr index_t k_rows_at_once = 8, k_latents_at_once = 16;
 
 /// The first pass in low precision, where the CPU can; see tile_pairs.inl.hpp.
 template <class T>
 struct encode_pair_kernels {
   void (*squares)(float const* panel, index_t depth, index_t width, double* out);
   void (*pack)(float const* panel, index_t depth, index_t width, float* out, double* residuals);
-  void (*select)(tile_block<float> const& block, row_selector<float>* best, float const* bias,
+  void (*select)(encode_block<float> const& block, row_selector<float>* best, float const* bias,
                  bool rectified);
-  /// <x - shift, vector> of a few vectors, as the tiles of full precision make them, to the bit.
-  void (*scores)(context const& ctx, T const* x, index_t stride, float const* shift,
-                 vector_set<T> const& vectors, float* out);
+  /// out[i * k_latents_at_once + j] = <row i - shift, column j of the panel>, as the tiles of full
+  /// precision make them, to the bit. rows: up to k_rows_at_once, and `ahead` that come next, whose
+  /// ids stand behind. `width`: of the panel.
+  void (*scores)(vector_set<T> const& rows, index_t ahead, float const* shift, float const* panel,
+                 index_t width, float* out);
 };
 
 }  // namespace subspan::detail

@@ -1,5 +1,21 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
-// detail/encode_kernels.hpp, detail/row_selector.inl.hpp and detail/tile_engine.inl.hpp.
+// detail/encode_kernels.hpp, detail/row_selector.inl.hpp, detail/tile_engine.inl.hpp and, for the
+// table, detail/encode_in_place.inl.hpp.
+
+/// All tiles of a block through an epilogue.
+template <class P, class Form = by_products<P>, class Epilogue>
+void pass_tiles(detail::encode_block<P> const& block, Epilogue& epilogue) {
+  using shape = tile_shape<P>;
+  if (block.sums == nullptr) return multiply_tiles<P, Form>(block, epilogue);
+  P const* made = block.sums;
+  for (index_t q = 0; q < block.column_panels; ++q)
+    for (index_t p = 0; p < block.row_panels; ++p, made += shape::rows * shape::width) {
+      typename shape::sums sum;
+      load_sums<P>(made, sum);
+      epilogue.template take<false>(sum, block.row0 + p * shape::rows,
+                                    block.column0 + q * shape::width);
+    }
+}
 
 template <class P, bool Rectified>
 struct select_largest {
@@ -46,14 +62,14 @@ struct select_largest {
 };
 
 template <class P, class Form>
-void select_block(detail::tile_block<P> const& block, detail::row_selector<P>* best, P const* bias,
-                  bool rectified) {
+void select_block(detail::encode_block<P> const& block, detail::row_selector<P>* best,
+                  P const* bias, bool rectified) {
   if (rectified) {
     select_largest<P, true> epilogue{best, bias};
-    multiply_tiles<P, Form>(block, epilogue);
+    pass_tiles<P, Form>(block, epilogue);
   } else {
     select_largest<P, false> epilogue{best, bias};
-    multiply_tiles<P, Form>(block, epilogue);
+    pass_tiles<P, Form>(block, epilogue);
   }
 }
 
@@ -95,7 +111,7 @@ struct filter_entries {
 };
 
 template <class P>
-void select_of_batch(detail::tile_block<P> const& block, index_t first_row, index_t rows,
+void select_of_batch(detail::encode_block<P> const& block, index_t first_row, index_t rows,
                      P const* bias, detail::batch_selector<P>& best) {
   using vector = typename tile_shape<P>::vector;
   auto const bar = [&](index_t) { return best.least() - vector{}; };
@@ -103,11 +119,11 @@ void select_of_batch(detail::tile_block<P> const& block, index_t first_row, inde
     best.add(z, static_cast<std::uint32_t>(first_row) + row, column);
   };
   filter_entries<P, decltype(bar), decltype(hit)> epilogue{bias, rows, bar, hit};
-  multiply_tiles<P>(block, epilogue);
+  pass_tiles<P>(block, epilogue);
 }
 
 template <class P>
-void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias, P const* bars,
+void hits_above(detail::encode_block<P> const& block, index_t rows, P const* bias, P const* bars,
                 std::vector<detail::code_hit<P>>& hits) {
   auto const bar = [&](index_t column) {
     return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(bars + column);
@@ -118,7 +134,7 @@ void hits_above(detail::tile_block<P> const& block, index_t rows, P const* bias,
     if (order::key(z) >= order::key(bars[column])) hits.push_back({row, column, z});
   };
   filter_entries<P, decltype(bar), decltype(hit)> epilogue{bias, rows, bar, hit};
-  multiply_tiles<P>(block, epilogue);
+  pass_tiles<P>(block, epilogue);
 }
 
 template <class T, class P>
@@ -127,6 +143,7 @@ inline constexpr detail::encode_kernels<T, P> encode_table{
     [](P z) { return narrow_one<T>(z); },
     [](T x) { return static_cast<P>(widen_one(x)); },
     &pack_panels<T, P>,
+    &sums_in_place<T, P>,
     &select_block<P, by_products<P>>,
     &select_of_batch<P>,
     &hits_above<P>};

@@ -16,32 +16,48 @@ namespace with_pairs {
 #include "detail/row_selector.inl.hpp"
 #include "detail/tile_engine.inl.hpp"
 #include "detail/tile_pairs.inl.hpp"
+#include "detail/transpose.inl.hpp"
+#include "detail/encode_in_place.inl.hpp"
 #include "detail/encode_kernels.inl.hpp"
 // clang-format on
 
-/// Four registers of sums: so many that none waits for itself.
+/// One register of sums for each row: so many that none waits for itself. Meanwhile the rows that
+/// come next are fetched.
 template <class T>
-void scores_of_few(context const& ctx, T const* x, index_t stride, float const* shift,
-                   detail::vector_set<T> const& vectors, float* out) {
+void scores_of_few(detail::vector_set<T> const& rows, index_t ahead, float const* shift,
+                   float const* panel, index_t width, float* out) {
   using vector = tile_shape<float>::vector;
   using in_memory = tile_shape<float>::in_memory;
-  constexpr index_t lanes = tile_shape<float>::lanes, many = 4, width = many * lanes;
-  index_t const depth = vectors.depth;
-  detail::workspace<float> row(ctx, depth), panel(ctx, width * depth);
-  prepare_line<T, float>(x, stride, 0, depth, shift, nullptr, row.data());
-  for (index_t first = 0; first < vectors.count; first += width) {
-    index_t const count = std::min(width, vectors.count - first);
-    pack_lines<T, float>(vectors, {}, first, count, width, panel.data());
-    vector sum[many] = {};
-    float const* right = panel.data();
-    for (index_t r = 0; r < depth; ++r, right += width)
-#pragma GCC unroll 4
-      for (index_t v = 0; v < many; ++v)
-        sum[v] += row[r] * *reinterpret_cast<in_memory const*>(right + v * lanes);
-    float all[width];
-    __builtin_memcpy(all, sum, sizeof all);
-    std::copy_n(all, count, out + first);
+  static_assert(tile_shape<float>::lanes == detail::k_latents_at_once);
+  constexpr index_t most = detail::k_rows_at_once, chunk = 256, line = 16;
+  T const* next[most];
+  for (index_t i = 0; i < most; ++i)
+    next[i] = rows[std::min(rows.count + i, rows.count + ahead - 1)];
+  alignas(64) float x[most][chunk];
+  vector sum[most] = {};
+  for (index_t first = 0; first < rows.depth; first += chunk) {
+    index_t const n = std::min(chunk, rows.depth - first);
+    for (index_t i = 0; i < most; ++i) {
+      T const* const in = rows[std::min(i, rows.count - 1)] + first * rows.stride;
+      if (rows.stride == 1)
+#pragma omp simd
+        for (index_t r = 0; r < n; ++r) x[i][r] = widen_one(in[r]) - shift[first + r];
+      else
+        for (index_t r = 0; r < n; ++r) x[i][r] = widen_one(in[r * rows.stride]) - shift[first + r];
+    }
+    for (index_t from = 0; from < n; from += line) {
+#pragma GCC unroll 8
+      for (index_t i = 0; i < most; ++i) __builtin_prefetch(next[i] + (first + from) * rows.stride);
+      for (index_t r = from; r < std::min(from + line, n); ++r, panel += width) {
+        vector const latents = *reinterpret_cast<in_memory const*>(panel);
+#pragma GCC unroll 8
+        for (index_t i = 0; i < most; ++i) sum[i] += x[i][r] * latents;
+      }
+    }
   }
+#pragma GCC unroll 8
+  for (index_t i = 0; i < most; ++i)
+    *reinterpret_cast<in_memory*>(out + i * detail::k_latents_at_once) = sum[i];
 }
 
 template <class T>

@@ -1,5 +1,5 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
-// widen.inl.hpp, narrow.inl.hpp and, on x86-64, <immintrin.h>.
+// widen.inl.hpp, narrow.inl.hpp, transpose.inl.hpp and, on x86-64, <immintrin.h>.
 
 template <class P>
 struct vector_of {
@@ -188,14 +188,25 @@ void store_row(P const* in, index_t n, T* out, bool streamed) {
   for (index_t i = c; i < n; ++i) out[i] = narrow_one<T>(in[i]);
 }
 
-/// Rounds `count` rows of a tile to columns of `out`.
+/// Rounds `count` rows of a tile to columns of `out`. Rows may be read up to a whole vector.
 template <class P, class T>
 void store_columns(P const* tile, index_t tile_stride, index_t count, index_t n, T* out,
                    index_t stride, bool streamed) {
-  alignas(64) P line[detail::k_columns_at_once];
-  for (index_t c = 0; c < n; ++c, out += stride) {
-    for (index_t j = 0; j < count; ++j) line[j] = tile[j * tile_stride + c];
-    store_row<P, T>(line, count, out, streamed);
+  constexpr index_t lanes = vector_of<P>::lanes;
+  static_assert(detail::k_columns_at_once % lanes == 0);
+  alignas(64) P lines[lanes][detail::k_columns_at_once];
+  for (index_t c = 0; c < n; c += lanes) {
+    for (index_t j = 0; j < count; j += lanes) {
+      typename tile_shape<P>::vector square[lanes];
+#pragma GCC unroll 16
+      for (index_t l = 0; l < lanes; ++l)
+        square[l] = load(tile + std::min(j + l, count - 1) * tile_stride + c);
+      transpose<P>(square);
+#pragma GCC unroll 16
+      for (index_t l = 0; l < lanes; ++l) *reinterpret_cast<vector<P>*>(lines[l] + j) = square[l];
+    }
+    for (index_t l = 0; l < std::min(lanes, n - c); ++l, out += stride)
+      store_row<P, T>(lines[l], count, out, streamed);
   }
 }
 

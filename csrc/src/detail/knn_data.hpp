@@ -20,6 +20,30 @@ inline double as_asked(metric how, double distance) {
                                         : distance;
 }
 
+/// A neighbour; the smaller one is the nearer.
+struct ranked {
+  double distance;
+  index_t id;
+  friend constexpr auto operator<=>(ranked const&, ranked const&) = default;
+};
+
+/// Where results go.
+struct knn_output {
+  strided_view<double, 2> distances;
+  strided_view<index_t, 2> indices;
+
+  /// The first k of `found`, which is in order.
+  void deliver(metric how, index_t row, std::vector<ranked> const& found) const {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    for (index_t j = 0; j < indices.shape[1]; ++j) {
+      bool const there = j < static_cast<index_t>(found.size());
+      double const distance = there ? found[static_cast<std::size_t>(j)].distance : 0;
+      indices(row, j) = there ? found[static_cast<std::size_t>(j)].id : -1;
+      distances(row, j) = as_asked(how, there ? distance : infinity);
+    }
+  }
+};
+
 /// x, y and what is known about them before any product.
 template <class T>
 class knn_data {
@@ -28,7 +52,7 @@ class knn_data {
            strided_view<T const, 2> y, std::optional<strided_view<std::uint8_t const, 2>> mask,
            index_t most, knn_params params)
       : ctx(ctx), exact(exact), x(x), y(y), mask(mask), params(params) {
-    if (mask && mask->shape[0] == 1 && x.shape[0] != 1) {
+    if (mask && mask->shape[0] == 1) {
       for (index_t j = 0; j < y.shape[0]; ++j)
         if ((*mask)(0, j) != 0) column_ids.push_back(j);
       this->mask.reset();
@@ -42,7 +66,38 @@ class knn_data {
       for (index_t j = 0; j < columns() && static_cast<index_t>(zeros.size()) <= enough; ++j)
         if (y_norm[static_cast<std::size_t>(id(j))] == 0) zeros.push_back(id(j));
     }
-    take_sample();
+  }
+
+  /// Finds the shift, from up to k_sample rows of y, and whether scores are exact: panels need both.
+  /// A common offset is what a shift is to remove.
+  void take_sample() {
+    index_t const d = depth(), step = std::max<index_t>(columns() / k_sample, 1);
+    shift.assign(static_cast<std::size_t>(d), 0.0);
+    if constexpr (std::is_integral_v<T>) {
+      exact_scores = !cosine();
+      if (exact_scores) return;
+    }
+    workspace<double> wide(ctx, padded_depth());
+    bool integers = !cosine();
+    double rows = 0;
+    for (index_t c = 0; c < columns(); c += step) {
+      exact.widen(row_of(y, id(c)), y.strides[1], d, wide.data());
+      double sum = 0;
+      for (index_t r = 0; r < d; ++r) sum += std::abs(wide[r]);
+      if (!std::isfinite(sum)) continue;
+      double const norm = cosine() ? y_norm[static_cast<std::size_t>(id(c))] : 1;
+      if (norm == 0) continue;
+      rows += 1;
+      for (index_t r = 0; r < d; ++r) {
+        integers = integers && small_integer(wide[r]);
+        shift[static_cast<std::size_t>(r)] +=
+            (wide[r] / norm - shift[static_cast<std::size_t>(r)]) / rows;
+      }
+    }
+    if (integers && all_integers(y) && all_integers(x)) {
+      exact_scores = true;
+      std::fill(shift.begin(), shift.end(), 0.0);
+    }
   }
 
   bool cosine() const { return params.metric == metric::cosine; }
@@ -83,6 +138,37 @@ class knn_data {
     if (!std::isfinite(distance)) return false;
     double const asked = as_asked(params.metric, distance);
     return by_product() ? asked >= radius : asked <= radius;
+  }
+
+  /// Row i of x in double, padded; whether it is finite: otherwise it has no neighbours.
+  bool widen_query(index_t i, double* wide) const {
+    exact.widen(row_of(x, i), x.strides[1], depth(), wide);
+    return std::all_of(wide, wide + depth(), [](double v) { return std::isfinite(v); });
+  }
+
+  /// Adds row j of y to what was found for row i of x, which is `wide`, if it is a neighbour at all.
+  void consider(double const* wide, index_t i, index_t j, std::vector<ranked>& found) const {
+    if (!allows(i, j)) return;
+    double const distance = this->distance(wide, i, j);
+    if (std::isfinite(distance)) found.push_back({distance, j});
+  }
+
+  /// The same for the best `most` of `count` candidates, whose order is lost. Returns the score of the
+  /// last of them: nothing that is left out has a better one.
+  template <class P>
+  double consider_best(double const* wide, index_t i,
+                       typename row_selector<P>::entry_type* candidates, index_t count,
+                       index_t most, std::vector<ranked>& found) const {
+    if (count > most) {
+      std::nth_element(candidates, candidates + (most - 1), candidates + count, std::greater<>());
+      count = most;
+    }
+    double last = std::numeric_limits<double>::infinity();
+    for (index_t c = 0; c < count; ++c) {
+      last = std::min(last, static_cast<double>(score_order<P>::score(key_of(candidates[c]))));
+      consider(wide, i, id(index_of(candidates[c])), found);
+    }
+    return last;
   }
 
   context const& ctx;
@@ -134,46 +220,8 @@ class knn_data {
     return std::count(good.begin(), good.end(), 0) == 0;
   }
 
-  /// The shift, from up to k_sample rows of y; a common offset is what it is to remove.
-  void take_sample() {
-    index_t const d = depth(), step = std::max<index_t>(columns() / k_sample, 1);
-    shift.assign(static_cast<std::size_t>(d), 0.0);
-    if constexpr (std::is_integral_v<T>) {
-      exact_scores = !cosine();
-      if (exact_scores) return;
-    }
-    workspace<double> wide(ctx, padded_depth());
-    bool integers = !cosine();
-    double rows = 0;
-    for (index_t c = 0; c < columns(); c += step) {
-      exact.widen(row_of(y, id(c)), y.strides[1], d, wide.data());
-      double sum = 0;
-      for (index_t r = 0; r < d; ++r) sum += std::abs(wide[r]);
-      if (!std::isfinite(sum)) continue;
-      double const norm = cosine() ? y_norm[static_cast<std::size_t>(id(c))] : 1;
-      if (norm == 0) continue;
-      rows += 1;
-      for (index_t r = 0; r < d; ++r) {
-        integers = integers && small_integer(wide[r]);
-        shift[static_cast<std::size_t>(r)] +=
-            (wide[r] / norm - shift[static_cast<std::size_t>(r)]) / rows;
-      }
-    }
-    if (integers && all_integers(y) && all_integers(x)) {
-      exact_scores = true;
-      std::fill(shift.begin(), shift.end(), 0.0);
-    }
-  }
-
   static constexpr index_t k_sample = 512;
   static constexpr index_t k_worth_symmetry = 8192;
-};
-
-/// A neighbour; the smaller one is the nearer.
-struct ranked {
-  double distance;
-  index_t id;
-  friend constexpr auto operator<=>(ranked const&, ranked const&) = default;
 };
 
 }  // namespace subspan::detail

@@ -35,6 +35,14 @@ struct neighbor_strip {
   }
 };
 
+/// States of all rows of one side, where tiles serve both.
+template <class P>
+struct searched_rows {
+  row_selector<P>* best;
+  P* least;  // of every state, in one array
+  P* used;   // as select has it, per panel of rows
+};
+
 /// A pair of the strip that may be near enough.
 struct near_pair {
   std::uint32_t row, column;
@@ -58,10 +66,9 @@ struct knn_kernels {
   /// a score by products. only_differences: of all tiles.
   void (*select)(tile_block<P> const& block, neighbor_strip<P> const& strip, row_selector<P>* best,
                  P* used, bool only_differences);
-  /// The same for rows of x against rows of x: a tile serves its rows and its columns, which are given
-  /// by all rows' states. `least`: of every row's state.
+  /// The same for all rows of both sides: a tile serves its rows and its columns.
   void (*select_both)(tile_block<P> const& block, neighbor_strip<P> const& strip,
-                      row_selector<P>* best, P* least, P* used);
+                      searched_rows<P> const& rows, searched_rows<P> const& columns);
   /// All pairs whose exact score may be >= bar of their row, -limit at least.
   void (*within)(tile_block<P> const& block, neighbor_strip<P> const& strip, P const* bars, P limit,
                  std::vector<near_pair>& found);
@@ -76,7 +83,7 @@ struct pair_kernels {
   void (*select)(tile_block<float> const& block, neighbor_strip<float> const& strip,
                  row_selector<float>* best, float* used, bool only_differences);
   void (*select_both)(tile_block<float> const& block, neighbor_strip<float> const& strip,
-                      row_selector<float>* best, float* least, float* used);
+                      searched_rows<float> const& rows, searched_rows<float> const& columns);
 };
 
 /// Distances as they are defined: in double, of rows as they are, by sums in one fixed order.

@@ -1,6 +1,28 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
 // detail/knn_kernels.hpp, detail/tile_engine.inl.hpp and detail/row_selector.inl.hpp.
 
+/// What a score by products of this tile may be off by.
+template <class P>
+inline P tile_error(detail::neighbor_strip<P> const& strip, index_t row0, index_t column0) {
+  using shape = tile_shape<P>;
+  P const reach = strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
+  return strip.error * reach * reach;
+}
+
+template <class P>
+[[gnu::always_inline]] inline lanes<P> load_lanes(P const* from) {
+  return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(from);
+}
+
+/// Scores from sums of products or of differences; halves of NaN leave nothing else.
+template <bool Differences, class P>
+[[gnu::always_inline]] inline lanes<P> score_of(lanes<P> sum, lanes<P> half, P own) {
+  if constexpr (Differences)
+    return P(-0.5) * sum + P(0) * (half + own);
+  else
+    return sum - half - own;
+}
+
 template <class P, bool Masked>
 struct select_nearest {
   detail::neighbor_strip<P> const& strip;
@@ -11,9 +33,7 @@ struct select_nearest {
   bool by_differences(index_t row0, index_t column0) const {
     using shape = tile_shape<P>;
     if (!strip.differences) return false;
-    P const reach =
-        strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
-    P const error = strip.error * reach * reach;
+    P const error = tile_error<P>(strip, row0, column0);
     P const enough = error * static_cast<P>(1 / detail::k_tolerated);
     bool products = !only_differences;
     for (int i = 0; i < shape::rows; ++i) {
@@ -37,8 +57,7 @@ struct select_nearest {
     typename shape::vector half[shape::vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < shape::vectors; ++v)
-      half[v] = *reinterpret_cast<typename shape::in_memory const*>(strip.column_half + column0 +
-                                                                    v * shape::lanes);
+      half[v] = load_lanes<P>(strip.column_half + column0 + v * shape::lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < shape::rows; ++i) {
       auto& row = best[row0 + i];
@@ -46,10 +65,7 @@ struct select_nearest {
       unsigned any = 0;
 #pragma GCC unroll 8
       for (int v = 0; v < shape::vectors; ++v) {
-        if constexpr (Differences)
-          sum[i][v] = P(-0.5) * sum[i][v] + P(0) * (half[v] + own);  // NaN stay
-        else
-          sum[i][v] = sum[i][v] - half[v] - own;
+        sum[i][v] = score_of<Differences, P>(sum[i][v], half[v], own);
         any |= at_least<P>(sum[i][v], row.least());
       }
       if (any != 0) [[unlikely]] {
@@ -97,35 +113,28 @@ void select_neighbors(detail::tile_block<P> const& block, detail::neighbor_strip
 template <class P>
 struct select_both {
   detail::neighbor_strip<P> const& strip;
-  detail::row_selector<P>* best;
-  P* least;
-  P* used;
-
-  static auto load(P const* from) {
-    return *reinterpret_cast<typename tile_shape<P>::in_memory const*>(from);
-  }
+  detail::searched_rows<P> rows, columns;  // the same, of x against x
 
   bool by_differences(index_t row0, index_t column0) const {
     using shape = tile_shape<P>;
     if (!strip.differences) return false;
-    P const reach =
-        strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
-    P const error = strip.error * reach * reach;
+    P const error = tile_error<P>(strip, row0, column0);
     P const enough = error * static_cast<P>(1 / detail::k_tolerated);
     constexpr P most = std::numeric_limits<P>::max();  // beyond: nothing is known yet
     bool products = true;
     for (int i = 0; i < shape::rows; ++i)
-      products &= -least[row0 + i] >= enough && -least[row0 + i] <= most;
+      products &= -rows.least[row0 + i] >= enough && -rows.least[row0 + i] <= most;
     for (int v = 0; v < shape::vectors; ++v) {
-      auto const bars = load(least + column0 + v * shape::lanes);
+      auto const bars = load_lanes<P>(columns.least + column0 + v * shape::lanes);
       products &= at_least<P>(bars, -most) == all_lanes && at_least<P>(-bars, enough) == all_lanes;
     }
     if (products) {
-      auto const note = [&](index_t panel) {
-        if (error > used[panel]) used[panel] = error;
+      auto const note = [&](P& greatest) {
+        if (error > greatest) greatest = error;
       };
-      note(row0 / shape::rows);
-      for (int c = 0; c < shape::width; c += shape::rows) note((column0 + c) / shape::rows);
+      note(rows.used[row0 / shape::rows]);
+      for (int c = 0; c < shape::width; c += shape::rows)
+        note(columns.used[(column0 + c) / shape::rows]);
     } else {
       ++strip.difference_tiles[row0 / shape::rows];
     }
@@ -139,19 +148,16 @@ struct select_both {
     typename shape::vector half[shape::vectors], bars[shape::vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < shape::vectors; ++v) {
-      half[v] = load(strip.column_half + column0 + v * shape::lanes);
-      bars[v] = load(least + column0 + v * shape::lanes);
+      half[v] = load_lanes<P>(strip.column_half + column0 + v * shape::lanes);
+      bars[v] = load_lanes<P>(columns.least + column0 + v * shape::lanes);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < shape::rows; ++i) {
-      P const own = strip.row_half[row0 + i], bar = least[row0 + i];
+      P const own = strip.row_half[row0 + i], bar = rows.least[row0 + i];
       unsigned any = 0;
 #pragma GCC unroll 8
       for (int v = 0; v < shape::vectors; ++v) {
-        if constexpr (Differences)
-          sum[i][v] = P(-0.5) * sum[i][v] + P(0) * (half[v] + own);  // NaN stay
-        else
-          sum[i][v] = sum[i][v] - half[v] - own;
+        sum[i][v] = score_of<Differences, P>(sum[i][v], half[v], own);
         any |= at_least<P>(sum[i][v], bar) | at_least<P>(sum[i][v], bars[v]);
       }
       if (any != 0) [[unlikely]] {
@@ -169,18 +175,19 @@ struct select_both {
     using shape = tile_shape<P>;
     for (int v = 0; v < shape::vectors; ++v) {
       index_t const first = column0 + v * shape::lanes;
-      push<P>(best[row], scores[v], static_cast<std::uint32_t>(first));
+      push<P>(rows.best[row], scores[v], static_cast<std::uint32_t>(first));
       P lanes[shape::lanes];
       __builtin_memcpy(lanes, scores + v, sizeof lanes);
-      for (unsigned mask = at_least<P>(scores[v], load(least + first)); mask != 0;
+      for (unsigned mask = at_least<P>(scores[v], load_lanes<P>(columns.least + first)); mask != 0;
            mask &= mask - 1) {
         int const lane = __builtin_ctz(mask);
-        auto& column = best[first + lane];
+        auto& column = columns.best[first + lane];
         column.add(lanes[lane], static_cast<std::uint32_t>(row));
-        if (column.least() > least[first + lane]) least[first + lane] = column.least();
+        if (column.least() > columns.least[first + lane])
+          columns.least[first + lane] = column.least();
       }
     }
-    if (best[row].least() > least[row]) least[row] = best[row].least();
+    if (rows.best[row].least() > rows.least[row]) rows.least[row] = rows.best[row].least();
   }
 
   static constexpr unsigned all_lanes =
@@ -189,8 +196,8 @@ struct select_both {
 
 template <class P, class Form>
 void select_of_both(detail::tile_block<P> const& block, detail::neighbor_strip<P> const& strip,
-                    detail::row_selector<P>* best, P* least, P* used) {
-  select_both<P> epilogue{strip, best, least, used};
+                    detail::searched_rows<P> const& rows, detail::searched_rows<P> const& columns) {
+  select_both<P> epilogue{strip, rows, columns};
   multiply_tiles<P, Form>(block, epilogue);
 }
 
@@ -202,18 +209,9 @@ struct find_within {
   index_t depth;
   std::vector<detail::near_pair>& found;
 
-  P reach(index_t row0, index_t column0) const {
-    using shape = tile_shape<P>;
-    return strip.row_reach[row0 / shape::rows] + strip.column_reach[column0 / shape::width];
-  }
-  P error(index_t row0, index_t column0) const {
-    P const both = reach(row0, column0);
-    return strip.error * both * both;
-  }
-
   bool by_differences(index_t row0, index_t column0) const {
-    bool const yes =
-        strip.differences && !(error(row0, column0) <= static_cast<P>(detail::k_tolerated) * limit);
+    bool const yes = strip.differences && !(tile_error<P>(strip, row0, column0) <=
+                                            static_cast<P>(detail::k_tolerated) * limit);
     if (yes) ++strip.difference_tiles[row0 / tile_shape<P>::rows];
     return yes;
   }
@@ -223,9 +221,11 @@ struct find_within {
   P slack(index_t row0, index_t column0) const {
     constexpr P unit = std::numeric_limits<P>::epsilon() / 2;
     P const tiny = static_cast<P>(depth) * std::numeric_limits<P>::min();
-    if constexpr (!Differences) return error(row0, column0) * P(1.01) + tiny;
+    if constexpr (!Differences) return tile_error<P>(strip, row0, column0) * P(1.01) + tiny;
     // Both rows are off by their packing; then d roundings of the sum.
-    P const rounded = 2 * unit * reach(row0, column0), root = std::sqrt(2 * limit);
+    P const reach = strip.row_reach[row0 / tile_shape<P>::rows] +
+                    strip.column_reach[column0 / tile_shape<P>::width];
+    P const rounded = 2 * unit * reach, root = std::sqrt(2 * limit);
     return (P(1.01) * (root + rounded) * rounded +
             2 * unit * static_cast<P>(depth + 4) * (root + rounded) * (root + rounded)) +
            tiny;
@@ -239,19 +239,14 @@ struct find_within {
     typename shape::vector half[shape::vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < shape::vectors; ++v)
-      half[v] = *reinterpret_cast<typename shape::in_memory const*>(strip.column_half + column0 +
-                                                                    v * shape::lanes);
+      half[v] = load_lanes<P>(strip.column_half + column0 + v * shape::lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < shape::rows; ++i) {
       P const own = strip.row_half[row0 + i];
       P const bar = bars[row0 + i] - less;
 #pragma GCC unroll 8
       for (int v = 0; v < shape::vectors; ++v) {
-        typename shape::vector score;
-        if constexpr (Differences)
-          score = P(-0.5) * sum[i][v] + P(0) * (half[v] + own);  // NaN stay
-        else
-          score = sum[i][v] - half[v] - own;
+        auto const score = score_of<Differences, P>(sum[i][v], half[v], own);
         if (unsigned const mask = at_least<P>(score, bar); mask != 0) [[unlikely]]
           take_lanes(mask, row0 + i, column0 + v * shape::lanes);
       }

@@ -9,23 +9,6 @@
 
 namespace subspan::detail {
 
-/// Where results go.
-struct knn_output {
-  strided_view<double, 2> distances;
-  strided_view<index_t, 2> indices;
-
-  /// The first k of `found`, which is in order.
-  void deliver(metric how, index_t row, std::vector<ranked> const& found) const {
-    constexpr double infinity = std::numeric_limits<double>::infinity();
-    for (index_t j = 0; j < indices.shape[1]; ++j) {
-      bool const there = j < static_cast<index_t>(found.size());
-      double const distance = there ? found[static_cast<std::size_t>(j)].distance : 0;
-      indices(row, j) = there ? found[static_cast<std::size_t>(j)].id : -1;
-      distances(row, j) = as_asked(how, there ? distance : infinity);
-    }
-  }
-};
-
 /// One run of the engine over some rows of x.
 template <class T, class P>
 class knn_search : public neighbor_job<T, P> {
@@ -59,66 +42,30 @@ class knn_search : public neighbor_job<T, P> {
     used_.assign(static_cast<std::size_t>(parts * this->panels_ + this->size().width), 0);
   }
 
-  /// Whether the states of all rows may be alive together, as `run_symmetric` has them.
-  static bool fits_symmetric(index_t rows, index_t k) {
-    return rows * selector::room(k) * static_cast<index_t>(sizeof(entry_type)) <= k_symmetric_bytes;
+  /// Whether the states of so many rows may be alive together, as `run_with` has them.
+  bool fits_together(index_t rows) const {
+    return rows * selector::room(candidates_) * static_cast<index_t>(sizeof(entry_type)) <=
+           k_together_bytes;
   }
 
-  /// The same for y being x, all rows: blocks of rows against each other, every pair of blocks once.
-  /// In a phase no block takes part twice, so a row's state has one thread; the phases are those of a
-  /// round-robin tournament.
-  void run_symmetric() {
-    auto const [tile_rows, width] = this->size();
-    index_t const n = this->rows(), depth = this->depth();
-    index_t const unit = std::lcm(k_rows_of_task, width);
-    index_t const fair = n / (8 * thread_count(this->ctx_)) / unit * unit;
-    index_t const side = std::clamp<index_t>(fair, unit, divide_up(k_block_rows, unit) * unit);
-    index_t const blocks = divide_up(n, side);
-    begin(0, n, 1, false);
-    parallel_for(this->ctx_, blocks, 1, [&](index_t b, index_t) {  // what is known of every row
-      workspace<P> packed(this->ctx_, width * depth);
-      learn(b * side, std::min(n, (b + 1) * side), packed.data());
-    });
-    least_.assign(static_cast<std::size_t>(divide_up(n, unit) * unit),
-                  -std::numeric_limits<P>::max());
-    for (index_t i = 0; i < n; ++i)
-      if (this->has_neighbors(i)) least_[static_cast<std::size_t>(i)] = order::lowest;
-
-    auto const meet = [&](index_t left, index_t right) {
-      workspace<P> rows(this->ctx_, side * depth), columns(this->ctx_, side * depth);
-      auto const end = [&](index_t block) { return std::min(n, (block + 1) * side); };
-      this->repack_rows(left * side, end(left), rows.data());
-      this->repack_columns(right * side, end(right), columns.data());
-      index_t const row_panels = divide_up(end(left) - left * side, tile_rows);
-      index_t const group = k_rows_of_task / tile_rows;
-      for (index_t p = 0; p < row_panels; p += group) {
-        tile_block<P> const block{rows.data() + p * tile_rows * depth,
-                                  std::min(group, row_panels - p),
-                                  columns.data(),
-                                  divide_up(end(right) - right * side, width),
-                                  depth,
-                                  left * side + p * tile_rows,
-                                  right * side};
-        if (left == right)
-          this->selecting()(block, this->describe_strip(0), best_.data(), used_.data(), false);
-        else
-          this->selecting_both()(block, this->describe_strip(0), best_.data(), least_.data(),
-                                 used_.data());
-      }
-    };
-    parallel_for(this->ctx_, blocks, 1, [&](index_t b, index_t) { meet(b, b); });
-    for (index_t i = 0; i < n; ++i) {
-      P const bar = best_[static_cast<std::size_t>(i)].least();
-      if (bar > least_[static_cast<std::size_t>(i)]) least_[static_cast<std::size_t>(i)] = bar;
+  /// Searches of two sets in each other: this one of x in y, the other of y in x, around the same
+  /// shift. Or of x in x, which is its own other one. Every tile serves its rows and its columns. In
+  /// a phase no block of rows takes part twice, so a row's state has one thread.
+  void run_with(knn_search& other) {
+    begin_all();
+    if (this == &other) {
+      meet_in_tournament();
+    } else {
+      other.begin_all();
+      index_t const mine = divide_up(this->rows(), side_);
+      index_t const others = divide_up(other.rows(), other.side_), rounds = std::max(mine, others);
+      for (index_t round = 0; round < rounds; ++round)
+        parallel_for(this->ctx_, mine, 1, [&](index_t b, index_t) {
+          if (index_t const met = (round + b) % rounds; met < others) meet(other, b, met);
+        });
+      other.end(0, other.rows(), 1);
     }
-    index_t const players = blocks + blocks % 2, rounds = players - 1;
-    for (index_t round = 0; round < rounds; ++round)
-      parallel_for(this->ctx_, players / 2, 1, [&](index_t i, index_t) {
-        index_t const one = i == 0 ? rounds : (round + i) % rounds;
-        index_t const other = i == 0 ? round : (round + rounds - i) % rounds;
-        if (std::max(one, other) < blocks) meet(std::min(one, other), std::max(one, other));
-      });
-    end(0, n, 1);
+    end(0, this->rows(), 1);
   }
 
   void multiply(tile_block<P> const& block, index_t part) {
@@ -156,40 +103,85 @@ class knn_search : public neighbor_job<T, P> {
 
  private:
   static constexpr index_t k_state_bytes = index_t{64} << 20;
-  static constexpr index_t k_symmetric_bytes = index_t{1} << 30;
+  static constexpr index_t k_together_bytes = index_t{1} << 30;
   static constexpr index_t k_block_rows = 1024;
 
-  /// Packs both ways, for what is learnt of the rows on the way.
-  void learn(index_t begin, index_t end, P* scratch) {
-    for (index_t i = begin; i < end; i += this->size().rows)
-      this->pack_rows(i, std::min(this->size().rows, end - i), scratch);
-    for (index_t i = begin; i < end; i += this->size().width)
-      this->pack_columns(i, std::min(this->size().width, end - i), scratch);
+  /// Begins a strip of all rows, and learns what is to be known of both sides.
+  void begin_all() {
+    auto const [tile_rows, width] = this->size();
+    index_t const n = this->rows(), unit = std::lcm(k_rows_of_task, width);
+    index_t const fair = divide_up(n, 8 * thread_count(this->ctx_) * unit) * unit;
+    side_ = std::clamp<index_t>(fair, unit, divide_up(k_block_rows, unit) * unit);
+    begin(0, n, 1, false);
+    auto const learn = [&](index_t count, index_t panel, auto&& pack) {
+      parallel_for(this->ctx_, count, unit, [&](index_t first, index_t last) {
+        workspace<P> scratch(this->ctx_, panel * this->depth());
+        for (; first < last; first += panel)
+          pack(first, std::min(panel, last - first), scratch.data());
+      });
+    };
+    learn(n, tile_rows, [&](auto... panel) { this->pack_rows(panel...); });
+    learn(this->columns(), width, [&](auto... panel) { this->pack_columns(panel...); });
+    least_.assign(static_cast<std::size_t>(divide_up(n, unit) * unit),
+                  -std::numeric_limits<P>::max());
+    for (index_t i = 0; i < n; ++i)
+      if (this->has_neighbors(i)) least_[static_cast<std::size_t>(i)] = order::lowest;
   }
+
+  /// All pairs of blocks of x: each with itself, then the rounds of a round-robin tournament.
+  void meet_in_tournament() {
+    index_t const blocks = divide_up(this->rows(), side_);
+    parallel_for(this->ctx_, blocks, 1, [&](index_t b, index_t) { meet(*this, b, b); });
+    for (index_t i = 0; i < this->rows(); ++i) {
+      P const bar = best_[static_cast<std::size_t>(i)].least();
+      if (bar > least_[static_cast<std::size_t>(i)]) least_[static_cast<std::size_t>(i)] = bar;
+    }
+    index_t const players = blocks + blocks % 2, rounds = players - 1;
+    for (index_t round = 0; round < rounds; ++round)
+      parallel_for(this->ctx_, players / 2, 1, [&](index_t i, index_t) {
+        index_t const one = i == 0 ? rounds : (round + i) % rounds;
+        index_t const two = i == 0 ? round : (round + rounds - i) % rounds;
+        if (std::max(one, two) < blocks) meet(*this, std::min(one, two), std::max(one, two));
+      });
+  }
+
+  /// A block of rows of this search against a block of the other's.
+  void meet(knn_search& other, index_t left, index_t right) {
+    auto const [tile_rows, width] = this->size();
+    index_t const depth = this->depth(), group = k_rows_of_task / tile_rows;
+    index_t const row = left * side_, column = right * other.side_;
+    index_t const rows = std::min(side_, this->rows() - row);
+    index_t const columns = std::min(other.side_, other.rows() - column);
+    workspace<P> packed_rows(this->ctx_, side_ * depth), packed(this->ctx_, other.side_ * depth);
+    this->repack_rows(row, row + rows, packed_rows.data());
+    this->repack_columns(column, column + columns, packed.data());
+    for (index_t p = 0, panels = divide_up(rows, tile_rows); p < panels; p += group) {
+      tile_block<P> const block{packed_rows.data() + p * tile_rows * depth,
+                                std::min(group, panels - p),
+                                packed.data(),
+                                divide_up(columns, width),
+                                depth,
+                                row + p * tile_rows,
+                                column};
+      auto const strip = this->describe_strip(0);
+      if (this == &other && left == right)
+        this->selecting()(block, strip, best_.data(), used_.data(), false);
+      else
+        this->selecting_both()(block, strip, states(), other.states());
+    }
+  }
+  searched_rows<P> states() { return {best_.data(), least_.data(), used_.data()}; }
 
   void finish(index_t i, index_t parts, entry_type* entries, index_t count, double reach,
               double* wide, std::vector<ranked>& found) {
     index_t const row = this->row_id(i);
-    if (count > candidates_) {
-      std::nth_element(entries, entries + (candidates_ - 1), entries + count, std::greater<>());
-      count = candidates_;
-    }
-    this->data_.exact.widen(knn_data<T>::row_of(this->data_.x, row), this->data_.x.strides[1],
-                            this->dimensions(), wide);
+    this->data_.widen_query(row, wide);
     found.clear();
-    auto const consider = [&](index_t id) {
-      if (!this->data_.allows(row, id)) return;
-      double const distance = this->data_.distance(wide, row, id);
-      if (std::isfinite(distance)) found.push_back({distance, id});
-    };
-    double last = std::numeric_limits<double>::infinity();
-    for (index_t c = 0; c < count; ++c) {
-      last = std::min(last, static_cast<double>(order::score(key_of(entries[c]))));
-      consider(this->data_.id(index_of(entries[c])));
-    }
+    double const last =
+        this->data_.template consider_best<P>(wide, row, entries, count, candidates_, found);
     bool const zero_query = this->is_zero_query(row);
     if (this->has_neighbors(i))
-      for (index_t const id : this->data_.zeros) consider(id);
+      for (index_t const id : this->data_.zeros) this->data_.consider(wide, row, id, found);
     std::sort(found.begin(), found.end());
     out_.deliver(this->data_.params.metric, row, found);
 
@@ -238,10 +230,10 @@ class knn_search : public neighbor_job<T, P> {
 
   bool only_;
   knn_output out_;
-  index_t k_, candidates_;
+  index_t k_, candidates_, side_ = 0;  // side: rows of a block, run_with
   std::optional<workspace<entry_type>> buffers_;
   std::vector<selector> best_;
-  std::vector<P> least_;  // of every row's state, run_symmetric
+  std::vector<P> least_;  // of every row's state, run_with
   std::vector<P> used_;   // greatest error of a score by products, per part and panel of rows
   std::vector<char> failed_;
 };

@@ -114,6 +114,7 @@ class list_sums {
 
  private:
   static constexpr index_t k_part = 1024;               // pairs
+  static constexpr index_t k_beyond = 16;               // elements that a whole vector may read
   static constexpr index_t k_chunk = index_t{1} << 15;  // elements
   static constexpr std::size_t k_streamed = std::size_t{8} << 20;
   static constexpr index_t k_cached = index_t{16} << 20;  // bytes of gathered rows
@@ -156,7 +157,7 @@ class list_sums {
       index_t const middle = low + (high - low) / 2;
       start(middle) < begin ? low = middle + 1 : high = middle;
     }
-    index_t const stride = n_ + 16;  // apart from a power of two
+    index_t const stride = n_ + k_beyond;  // apart from a power of two
     workspace<P> sums(ctx_, call_.out ? group_ * stride : 0), part(ctx_, n_), factors(ctx_, n_);
     for (; low < groups && start(low) < end; ++low) {
       index_t const first = low * group_, last = std::min(first + group_, call_.lists);
@@ -191,7 +192,7 @@ class list_sums {
 
   void sum_giant(index_t j) const {
     index_t const begin = begin_of(j), count = count_of(j);
-    workspace<P> parts(ctx_, call_.out ? (count + k_part - 1) / k_part * n_ : 0);
+    workspace<P> parts(ctx_, call_.out ? (count + k_part - 1) / k_part * n_ + k_beyond : 0);
     workspace<P> factors(ctx_, n_);
     P const* const with = factors_of(j, factors.data());
     parallel_for(ctx_, count, k_part, [&](index_t from, index_t to) {
@@ -217,6 +218,7 @@ class list_sums {
     if (call_.dots == nullptr) return nullptr;
     if (call_.with_one != nullptr) return call_.with_one + first_;
     if (packs_with_) return packed_with_.data() + j * n_;
+    if constexpr (std::is_same_v<T, P>) return &call_.with(j, first_);
     kernels_.widen(&call_.with(j, first_), 1, n_, buffer);
     return buffer;
   }

@@ -64,4 +64,16 @@ struct pack_kernels {
   pack_kernel<Task> wide, narrow;
 };
 
+enum class extent_of_entries { usual, extreme, nonfinite };
+
+/// Blocks of rows of a matrix, one in each lane. `memory` keeps what factor() leaves for multiply().
+template <class T>
+struct tall_kernels {
+  index_t width;
+  index_t (*bytes)(index_t m, index_t n);
+  extent_of_entries (*factor)(pack_input<T> const& a, pack_output<T> const& r, void* memory);
+  void (*multiply)(pack_input<T> const& c, index_t m, void* memory, pack_output<T> const& q,
+                   void* scratch);
+};
+
 }  // namespace subspan::detail

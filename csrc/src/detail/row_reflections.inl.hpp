@@ -236,7 +236,8 @@ void factor_rows(T* a, index_t m, index_t n, reflection_rows<T> const& h, T* r, 
     change_and_gather<1>(a, pitch, j, m, j, n, {work.z, work.v}, x, work.w);
     scale_row(work.w, made.tau, n);
     T* const row = r + j * pitch;
-    for (index_t c = 0; c < n; ++c) row[c] = c > j ? a[j * pitch + c] - work.w[c] : T{0};
+    std::fill_n(row, pitch, T{0});  // the padding, too: it takes part in every product of rows
+    for (index_t c = j + 1; c < n; ++c) row[c] = a[j * pitch + c] - work.w[c];
     row[j] = made.beta;
     std::copy_n(x, m, work.z);
     std::swap(work.v, work.w);

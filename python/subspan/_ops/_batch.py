@@ -29,8 +29,8 @@ class Batch:
             raise DtypeError(
                 f"[{function}] a must be float32 or float64, got {name}. Convert it first"
             )
-        library = _arrays.library_of(a)
-        if _arrays.device_of(a) != "cpu" and library not in {"torch", "cupy"}:
+        library, device = _arrays.library_of(a), _arrays.device_of(a)
+        if device != "cpu" and library not in {"torch", "cupy"}:
             raise UnsupportedError(
                 f"[{function}] a must be of torch or cupy to be on a CUDA device, got {library}. "
                 "Hand it over by torch.from_dlpack"
@@ -39,16 +39,16 @@ class Batch:
             function, "nonfinite", nonfinite, ("raise", "propagate", "ignore")
         )
         self.raising = _checks.choice(function, "errors", errors, ("raise", "info")) == "raise"
-        shape = tuple(int(extent) for extent in a.shape)
-        self.lead, (self.m, self.n) = shape[:-2], shape[-2:]
+        *lead, self.m, self.n = map(int, a.shape)
+        self.lead = tuple(lead)
         self.k = min(self.m, self.n)
-        self.size = prod(self.lead)
+        self.size = prod(lead)
         self.rows = reshaped(rows, (self.size, self.m, self.n))
-        self.stream = _arrays.stream_of(a)
+        self.stream = 0 if device == "cpu" else _arrays.stream_of(a)
         # Beside the data, so that nobody has to wait for a device to hear how it went.
         self.info: Any = (
             np.zeros(self.size, np.int32)
-            if _arrays.device_of(a) == "cpu"
+            if device == "cpu"
             else _arrays.empty_like_on(a, (self.size,), "int32")
         )
 

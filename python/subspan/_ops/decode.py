@@ -8,10 +8,9 @@ from collections.abc import Collection
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from subspan import _arrays, _checks, _core
 from subspan._ops._batch import reshaped
+from subspan._ops._fresh import fresh
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["EncodeGradients", "encode_gradients", "sparse_decode"]
@@ -160,27 +159,10 @@ def _code(function: str, values: Any, indices: Any, offsets: Any) -> tuple[_Code
 def _decode(values: Any, indices: Any, w_dec: Any, b_dec: Any, offsets: Any) -> Any:
     function = "sparse_decode"
     code, lead = _code(function, values, indices, offsets)
-    out = _fresh(values, (code.rows, int(w_dec.shape[1])))
+    out = fresh(values, (code.rows, int(w_dec.shape[1])))
     bias = None if b_dec is None else _arrays.exportable(function, "b_dec", b_dec)
     _core.sparse_decode(*code, _arrays.exportable(function, "w_dec", w_dec), bias, out)
     return _arrays.deliver(values, out.reshape((*lead, out.shape[1])))
-
-
-def _fresh(x: Any, shape: tuple[int, ...]) -> Any:
-    """Uninitialised memory for a large result, in huge pages where the system has them.
-
-    numpy asks for them, torch does not: what is written once would cost more in page faults than
-    in arithmetic. Cache lines begin where numpy's rows would, so that they are written whole.
-    """
-    if _arrays.library_of(x) != "torch" or _arrays.device_of(x) != "cpu":
-        return _arrays.empty_like_on(x, shape)
-    torch = sys.modules["torch"]
-    size = prod(shape) * x.element_size()
-    if size < 1 << 22:
-        return torch.empty(shape, dtype=x.dtype)
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return torch.from_numpy(memory[start : start + size]).view(x.dtype).reshape(shape)
 
 
 @functools.cache
@@ -208,7 +190,7 @@ def _differentiable() -> Any:
             code, _ = _code("sparse_decode", values, indices, offsets)
             width = int(w_dec.shape[1])
             of_values = torch.empty_like(code.values) if wants_values else None
-            of_matrix = _fresh(values, tuple(w_dec.shape)) if wants_matrix else None
+            of_matrix = fresh(values, tuple(w_dec.shape)) if wants_matrix else None
             of_bias = values.new_empty(width) if wants_bias else None
             gradient = of_out.detach().reshape(code.rows, width)
             _core.sparse_decode_backward(
@@ -261,13 +243,13 @@ def encode_gradients(
     of_matrix = None
     if "w_enc" in wanted:
         if w_enc.stride(0) == 1 and w_enc.stride(1) != 1:
-            of_matrix = _fresh(w_enc, (n, d)).t()
+            of_matrix = fresh(w_enc, (n, d)).t()
         else:
-            of_matrix = _fresh(w_enc, (d, n))
+            of_matrix = fresh(w_enc, (d, n))
     out = EncodeGradients(
         of_matrix,
         dz.new_empty(n) if "b_enc" in wanted else None,
-        _fresh(dz, (code.rows, d)) if "x" in wanted else None,
+        fresh(dz, (code.rows, d)) if "x" in wanted else None,
         dz.new_empty(d) if "b_pre" in wanted else None,
     )
     _core.topk_encode_backward(

@@ -81,9 +81,9 @@ def topk_encode(
     -----
     2 d n flops for each row; sums in float32 (float64 for float64) over d in order. Memory: up to
     16 MiB of packed w_enc, a strip of packed rows, and 24 k bytes of candidates for each row of it,
-    at least 1.5 KiB; "certified" takes a copy of w_enc, too, unless its columns are contiguous. The
-    backward pass costs 2 d k for each row and each of x and w_enc, whose
-    gradient is dense and in the memory order of w_enc.
+    at least 1.5 KiB; "certified" has 2 k + k d / 1024 + 16 candidates for k, and 8 bytes more for
+    each. Up to eight rows read w_enc where it lies. The backward pass costs 2 d k for each row and
+    each of x and w_enc, whose gradient is dense and in the memory order of w_enc.
 
     TopK autoencoders: Gao et al. 2024, `arXiv:2406.04093 <https://arxiv.org/abs/2406.04093>`_.
 

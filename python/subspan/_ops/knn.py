@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from subspan import _arrays, _checks, _core
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan._ops import _neighbors
 
-__all__ = ["KNN", "Radius", "knn", "radius_neighbors"]
-
-_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8")
-_METRICS = ("euclidean", "sqeuclidean", "inner_product", "cosine")
+__all__ = ["KNN", "Radius", "knn", "knn_both", "radius_neighbors"]
 
 
 class KNN(NamedTuple):
@@ -134,7 +129,7 @@ def knn(
     2 q n d flops in float32 (float64 for float64 and for integers with d > 257), and k distances in
     float64 for each row; nothing of size q n is stored. Memory: 16 MiB of packed y, a strip of
     packed rows, and up to 64 MiB of candidates; a mask of ids takes n bytes, of ids and a (q, n)
-    mask q n.
+    mask q n. Up to 32 queries take about as long as one read of y, which is not packed for them.
 
     The rows are shifted by the mean of a sample of y, so a common offset does no harm. Where
     products would still cancel (far clusters, near-duplicates), tiles of differences take their
@@ -162,14 +157,14 @@ def knn(
     [[3, -1], [3, 0], [3, 0], [0, -1]]
     """
     function = "knn"
-    rows, others, same = _rows(function, x, y)
+    rows, others, same = _neighbors.rows(function, x, y)
     k = _checks.integer(function, "k", k, low=1)
-    _checks.choice(function, "metric", metric, _METRICS)
+    _checks.choice(function, "metric", metric, _neighbors.METRICS)
     _checks.choice(function, "precision", precision, ("exact", "certified", "fast"))
-    wanted = _distance_dtype(function, x, dtype)
-    without_self = _exclusion(function, exclude_self, same)
+    wanted = _neighbors.distance_dtype(function, x, dtype)
+    without_self = _neighbors.exclusion(function, exclude_self, same)
     q, n = int(rows.shape[0]), int(others.shape[0])
-    allowed = _allowed(function, mask, ids, q, n)
+    allowed = _neighbors.allowed(function, mask, ids, q, n)
     distances = _arrays.empty_like_on(x, (q, k), "float64")
     indices = _arrays.empty_like_on(x, (q, k), "int64")
     _core.knn(
@@ -184,9 +179,73 @@ def knn(
         _arrays.stream_of(x),
     )
     return KNN(
-        _arrays.deliver(x, _rounded(distances, wanted)),
+        _arrays.deliver(x, _neighbors.rounded(distances, wanted)),
         _arrays.deliver(x, indices),
     )
+
+
+def knn_both(
+    x: Any, y: Any, *, k: int, metric: str = "euclidean", dtype: str | None = None
+) -> tuple[KNN, KNN]:
+    """Return ``knn(x, y)`` and ``knn(y, x)`` from the same products.
+
+    Parameters
+    ----------
+    x : array (q, d)
+    y : array (n, d)
+    k : int
+    metric : {"euclidean", "sqeuclidean", "inner_product", "cosine"}
+    dtype : {"float32", "float64"}, optional
+        All as in `knn`.
+
+    Returns
+    -------
+    tuple of KNN (distances, indices)
+        For x (q, k), and for y (n, k), bit for bit what two calls of `knn` give.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Shapes do not fit, k is below 1, or a name is unknown.
+    DtypeError
+        An argument is no array or of a dtype that is not served, or y of another library than x.
+    UnsupportedError
+        x is on a CUDA device, or requires a gradient: there is none.
+
+    Notes
+    -----
+    2 q n d flops, half of those of two searches, where x and y have 4096 rows and more (and the
+    metric is not "inner_product"); candidates of all rows in memory, up to 1 GiB. Otherwise this
+    makes two searches.
+
+    Examples
+    --------
+    >>> import numpy as np, subspan
+    >>> x, y = np.array([[0.0], [4.0]]), np.array([[1.0], [3.0], [9.0]])
+    >>> forth, back = subspan.knn_both(x, y, k=1)
+    >>> forth.indices.tolist(), back.indices.tolist()
+    ([[0], [1]], [[0], [1], [1]])
+    """
+    function = "knn_both"
+    _arrays.require_array(function, "y", y)
+    rows, others, _ = _neighbors.rows(function, x, y)
+    k = _checks.integer(function, "k", k, low=1)
+    _checks.choice(function, "metric", metric, _neighbors.METRICS)
+    wanted = _neighbors.distance_dtype(function, x, dtype)
+    results = [
+        KNN(*(_arrays.empty_like_on(x, (count, k), name) for name in ("float64", "int64")))
+        for count in (int(rows.shape[0]), int(others.shape[0]))
+    ]
+    forth, back = results
+    _core.knn_both(rows, others, *forth, *back, metric, _arrays.stream_of(x))
+    forth, back = (
+        KNN(
+            _arrays.deliver(x, _neighbors.rounded(distances, wanted)),
+            _arrays.deliver(x, indices),
+        )
+        for distances, indices in results
+    )
+    return forth, back
 
 
 def radius_neighbors(
@@ -256,13 +315,13 @@ def radius_neighbors(
     array([1., 1., 0., 1., 0., 1.])
     """
     function = "radius_neighbors"
-    rows, others, same = _rows(function, x, y)
+    rows, others, same = _neighbors.rows(function, x, y)
     radius = _checks.real(function, "radius", radius)
-    _checks.choice(function, "metric", metric, _METRICS)
-    wanted = _distance_dtype(function, x, dtype)
-    without_self = _exclusion(function, exclude_self, same)
+    _checks.choice(function, "metric", metric, _neighbors.METRICS)
+    wanted = _neighbors.distance_dtype(function, x, dtype)
+    without_self = _neighbors.exclusion(function, exclude_self, same)
     q, n = int(rows.shape[0]), int(others.shape[0])
-    allowed = _allowed(function, mask, ids, q, n)
+    allowed = _neighbors.allowed(function, mask, ids, q, n)
     offsets = _arrays.empty_like_on(x, (q + 1,), "int64")
     made: list[Any] = []
 
@@ -282,93 +341,5 @@ def radius_neighbors(
         _arrays.stream_of(x),
     )
     distances, indices = made
-    outputs = (_rounded(distances, wanted), indices, offsets)
+    outputs = (_neighbors.rounded(distances, wanted), indices, offsets)
     return Radius(*(_arrays.deliver(x, out) for out in outputs))
-
-
-# ---- arguments -------------------------------------------------------------------------------
-
-
-def _rows(function: str, x: Any, y: Any) -> tuple[Any, Any, bool]:
-    """Return x and y as the core takes them, and whether y is x."""
-    _arrays.require_same(function, x=x, y=y)
-    name = _arrays.dtype_name(x)
-    if name not in _DTYPES:
-        raise DtypeError(
-            f"[{function}] x must be float16, bfloat16, float32, float64, int8 or uint8, "
-            f"got {name}. Convert it first"
-        )
-    _checks.ndim(function, "x", x, 2)
-    rows = _arrays.exportable(function, "x", x)
-    if y is None:
-        return rows, rows, True
-    if (came := _arrays.dtype_name(y)) != name:
-        raise DtypeError(f"[{function}] y must be {name} like x, got {came}. Convert it first")
-    _checks.ndim(function, "y", y, 2)
-    return rows, _arrays.exportable(function, "y", y), False
-
-
-def _exclusion(function: str, exclude_self: Any, same: bool) -> bool:
-    if exclude_self is None:
-        return same
-    if not isinstance(exclude_self, (bool, np.bool_)):
-        raise DtypeError(f"[{function}] exclude_self must be a bool or None, got {exclude_self!r}")
-    if exclude_self and not same:
-        raise InvalidArgumentError(
-            f"[{function}] exclude_self must be False where y is given, got True. "
-            "Leave y out: then the rows of x are searched"
-        )
-    return bool(exclude_self)
-
-
-def _distance_dtype(function: str, x: Any, dtype: Any) -> str:
-    if dtype is None:
-        return "float64" if _arrays.dtype_name(x) == "float64" else "float32"
-    return _checks.choice(function, "dtype", dtype, ("float32", "float64"))
-
-
-def _rounded(distances: Any, dtype: str) -> Any:
-    if dtype == "float64":
-        return distances
-    if _arrays.library_of(distances) == "torch":
-        return distances.float()
-    with np.errstate(over="ignore"):
-        return distances.astype(dtype)
-
-
-def _allowed(function: str, mask: Any, ids: Any, q: int, n: int) -> Any:
-    """Return bytes (1, n) or (q, n), 1 where there may be a neighbour; None: everywhere."""
-    allowed = None
-    if mask is not None:
-        _arrays.require_array(function, "mask", mask)
-        if (name := _arrays.dtype_name(mask)) != "bool":
-            raise DtypeError(f"[{function}] mask must be bool, got {name}. Compare it with 0 first")
-        shape = tuple(int(extent) for extent in mask.shape)
-        if shape not in {(n,), (q, n)}:
-            raise InvalidArgumentError(
-                f"[{function}] mask must have shape ({n},) or ({q}, {n}), got {shape}"
-            )
-        allowed = _arrays.to_numpy(mask)
-        allowed = allowed[None] if len(shape) == 1 else allowed
-    if ids is not None:
-        listed = _listed(function, ids, n)
-        allowed = listed if allowed is None else allowed & listed
-    return None if allowed is None else allowed.view(np.uint8)
-
-
-def _listed(function: str, ids: Any, n: int) -> np.ndarray[Any, Any]:
-    _arrays.require_array(function, "ids", ids)
-    if (name := _arrays.dtype_name(ids)) != "int64":
-        raise DtypeError(f"[{function}] ids must be int64, got {name}. Convert them first")
-    _checks.ndim(function, "ids", ids, 1)
-    chosen = _arrays.to_numpy(ids)
-    outside = chosen[(chosen < 0) | (chosen >= n)]
-    if outside.size:
-        raise InvalidArgumentError(
-            f"[{function}] ids must be in 0..{n - 1}, got {outside[0]}"
-            if n
-            else f"[{function}] ids must be empty where y has no rows, got {outside[0]}"
-        )
-    listed = np.zeros((1, n), bool)
-    listed[0, chosen] = True
-    return listed

@@ -42,6 +42,22 @@ class NearestNeighbors(Estimator):
 
     Notes
     -----
+    What the methods that search take:
+
+    X : array_like, shape (q, d), optional
+        None: the fitted rows, none of which is its own neighbour.
+    n_neighbors : int, optional
+        None: that of the constructor. At most the number of rows that there are.
+    radius : float, optional
+        None: that of the constructor. A distance at the radius counts; of inner products those
+        that are at least as large.
+    return_distance : bool
+        False: indices alone.
+    mode : {"connectivity", "distance"}
+        Weight 1, or the distance.
+    sort_results : bool
+        Taken for scikit-learn's sake: neighbours are always nearest first.
+
     Fit keeps a reference to the rows (a copy where they are no floating-point array) and builds no
     tree: a query costs 2 n d flops.
 
@@ -112,16 +128,7 @@ class NearestNeighbors(Estimator):
     def kneighbors(
         self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
     ) -> Any:
-        """Return the nearest fitted rows of rows.
-
-        Parameters
-        ----------
-        X : array_like, shape (q, d), optional
-            None: the fitted rows, none of which is its own neighbour.
-        n_neighbors : int, optional
-            At most the number of rows that there are.
-        return_distance : bool
-            False: indices alone.
+        """Return the nearest fitted rows of rows; the parameters are those of the class.
 
         Returns
         -------
@@ -154,23 +161,12 @@ class NearestNeighbors(Estimator):
         return_distance: bool = True,
         sort_results: bool = True,  # noqa: ARG002 (scikit-learn's signature)
     ) -> Any:
-        """Return the fitted rows within a radius of rows.
-
-        Parameters
-        ----------
-        X : array_like, shape (q, d), optional
-            None: the fitted rows, none of which is its own neighbour.
-        radius : float, optional
-            A distance at the radius counts; of inner products those that are at least as large.
-        return_distance : bool
-            False: indices alone.
-        sort_results : bool
-            Taken for scikit-learn's sake: neighbours are always nearest first.
+        """Return the fitted rows within a radius of rows; the parameters are those of the class.
 
         Returns
         -------
         distances, indices : ndarrays of object, shape (q,)
-            An ndarray for every row.
+            An ndarray for every row, nearest first.
         """
         found = self._within(X, radius, "NearestNeighbors.radius_neighbors")
         distances, indices, offsets = map(_arrays.to_numpy, found)
@@ -180,19 +176,12 @@ class NearestNeighbors(Estimator):
     def kneighbors_graph(
         self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity"
     ) -> Any:
-        """Return the graph from rows to their nearest fitted rows.
-
-        Parameters
-        ----------
-        X : array_like, shape (q, d), optional
-            None: the fitted rows, none of which is its own neighbour.
-        n_neighbors : int, optional
-        mode : {"connectivity", "distance"}
-            Weight 1, or the distance; distances of zero are stored.
+        """Return the graph to the nearest fitted rows; the parameters are those of the class.
 
         Returns
         -------
         scipy.sparse.csr_array, shape (q, n)
+            Distances of zero are stored.
         """
         _checks.choice("NearestNeighbors.kneighbors_graph", "mode", mode, MODES)
         found = self.kneighbors(X, n_neighbors)
@@ -208,21 +197,12 @@ class NearestNeighbors(Estimator):
         mode: str = "connectivity",
         sort_results: bool = True,  # noqa: ARG002 (scikit-learn's signature)
     ) -> Any:
-        """Return the graph from rows to the fitted rows within a radius.
-
-        Parameters
-        ----------
-        X : array_like, shape (q, d), optional
-            None: the fitted rows, none of which is its own neighbour.
-        radius : float, optional
-        mode : {"connectivity", "distance"}
-            Weight 1, or the distance; distances of zero are stored.
-        sort_results : bool
-            Taken for scikit-learn's sake: neighbours are always nearest first.
+        """Return the graph to fitted rows within a radius; the parameters are those of the class.
 
         Returns
         -------
         scipy.sparse.csr_array, shape (q, n)
+            Distances of zero are stored.
         """
         function = "NearestNeighbors.radius_neighbors_graph"
         _checks.choice(function, "mode", mode, MODES)

@@ -14,9 +14,9 @@ __all__ = ["cross_products", "nuclear_norms"]
 _BATCH = 1 << 25
 # Shapes are padded by zeros up to multiples of this, so that ragged ranks still share batches.
 _GRAIN = 16
-# Below this size singular values come from one batched call; above it from those of C C^T, where
-# that is safe: half the work.
-_SMALL = 64
+# Above this size singular values come from the eigenvalues of C C^T, where that is safe: half the
+# work or less.
+_SMALL = 256
 # Bound on the relative error of a nuclear norm by squaring, in eps; far above what is seen.
 _SAFE = 256.0
 
@@ -56,19 +56,17 @@ def _stack(
 def nuclear_norms(stack: Floats, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the sums of singular values of matrices (batch, p, q), at most ``ranks`` of each."""
     p, q = stack.shape[1:]
-    if min(p, q) < _SMALL:
+    if min(p, q) <= _SMALL:
         return np.asarray(svdvals(stack).sum(axis=1, dtype=np.float64))
     turned = stack.transpose(0, 2, 1)
     squares = eigvalsh(stack @ turned if p <= q else turned @ stack).astype(np.float64)[:, ::-1]
-    # Roots of what should be zero are not small.
-    squares[np.arange(squares.shape[1]) >= ranks[:, None]] = 0.0
-    s = np.sqrt(np.maximum(squares, 0.0))
+    there = np.arange(squares.shape[1]) < ranks[:, None]  # the root of a rounded 0 is not small
+    s = np.sqrt(np.maximum(squares, 0.0)) * there
     total: NDArray[np.float64] = s.sum(axis=1)
-    # A square is off by a few eps of the largest; its root by this over 2 s, or by the root of it.
-    eps, tiny = float(np.finfo(stack.dtype).eps), float(np.finfo(np.float64).tiny)
-    off = np.sqrt(4.0 * eps) * s[:, :1]
-    doubt = np.where(s > off, 0.5 * off**2 / np.maximum(s, np.maximum(off, tiny)), off)
-    doubt[np.arange(squares.shape[1]) >= ranks[:, None]] = 0.0
+    # A square is off by a few eps of the largest; its root by this over 2 s, at most by its root.
+    eps = float(np.finfo(stack.dtype).eps)
+    off = 4.0 * eps * squares[:, :1]
+    doubt = np.minimum(off / (2.0 * s + np.finfo(np.float64).tiny), np.sqrt(off)) * there
     unsafe = doubt.sum(axis=1) > _SAFE * eps * total
     if unsafe.any():
         total[unsafe] = svdvals(stack[unsafe]).sum(axis=1, dtype=np.float64)

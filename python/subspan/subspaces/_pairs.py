@@ -68,7 +68,7 @@ def measure(function: str, first: Given, second: Given, pairs: str) -> Measured:
     """Angles of what was given."""
     alone = _checks.choice(function, "pairs", pairs, ("broadcast", "all")) == "broadcast"
     known = screen(first, second) if alone else None
-    if known is None or known.decided.mean() < 0.5:
+    if known is None:
         return _measure_all(function, first, second, pairs)
     lead, theta = first.dims.shape, known.theta
     dims_a, dims_b = (given.dims.reshape(-1).copy() for given in (first, second))
@@ -90,7 +90,7 @@ def measure(function: str, first: Given, second: Given, pairs: str) -> Measured:
 
 def _measure_all(function: str, first: Given, second: Given, pairs: str) -> Measured:
     a = orthonormal(function, "a", first, signed=False)
-    b = orthonormal(function, "b", second, signed=False)
+    b = a if second is first else orthonormal(function, "b", second, signed=False)
     left, right = spread(function, a, b, pairs)
     return Measured(angles(left, right), a.dims, b.dims, np.abs(left.dims - right.dims))
 

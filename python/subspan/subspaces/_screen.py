@@ -1,9 +1,9 @@
-"""Pairs that are far apart, by Gram matrices alone: one pass over the bases, nothing of their size.
+"""Pairs of well conditioned bases, by their Gram matrices: one pass, nothing of their size.
 
 With ``A^T A = V L V^T`` and W = V L^-1/2, the columns of ``A W`` are orthonormal, and the cosines
-are the singular values of ``W_A^T (A^T B) W_B``. This loses a factor of the condition number of
-the Gram matrices, so it stands only where that is small; and as cosines serve only angles above
-pi/4, only pairs without smaller ones are decided. The others take the way over orthonormal bases.
+are the singular values of ``W_A^T (A^T B) W_B``. Where one is above sqrt(1/2), a second pass forms
+the residual, whose singular values are the sines. This loses a factor of the condition number of
+the Gram matrices, so it stands only where that is small; other pairs take the way over QR.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import subspan
+from subspan import _arrays
 from subspan.subspaces import _work
 from subspan.subspaces._work import Floats
 from subspan.subspaces.spaces import Given
@@ -55,10 +56,24 @@ def screen(first: Given, second: Given) -> Screened | None:
         return None
     if places.size < len(good_a):
         wa, c, wb = (_work.take(x, places) for x in (wa, c, wb))
-    cosines = _work.host(subspan.svdvals(_work.swap(wa) @ c @ wb, nonfinite="ignore"))
-    theta, decided = np.full((len(good_a), min(p, q)), np.nan), np.zeros(len(good_a), dtype=bool)
-    decided[places] = np.square(cosines[:, 0]) <= 0.5
-    theta[places] = np.arccos(np.minimum(cosines, 1.0))
+    c = _work.swap(wa) @ c @ wb
+    cosines = np.minimum(_work.host(subspan.svdvals(c, nonfinite="ignore")), 1.0)
+    angles = np.arccos(cosines)
+    near = np.square(cosines) > 0.5
+    rows = np.flatnonzero(near.any(axis=-1))
+    a, b = first.flat(), second.flat()
+    if p < q:
+        a, b, wa, wb, c = b, a, wb, wa, _work.swap(c)
+    step = max(1, _BLOCK // (n * (p + q)))
+    for part in np.split(rows, range(step, rows.size, step)) if rows.size else ():
+        qa, qb = (_work.take(x, places[part]) @ _work.take(w, part) for x, w in ((a, wa), (b, wb)))
+        rest = qb - qa @ _work.take(c, part)
+        rest = rest - qa @ (_work.swap(qa) @ rest)  # what rounding has left along A
+        sines = _work.host(subspan.svdvals(rest, nonfinite="ignore"))[:, ::-1]
+        small = np.arcsin(np.minimum(sines, 1.0))
+        angles[part] = np.where(near[part], small, angles[part])
+    theta, decided = np.full((len(good_a), min(p, q)), np.nan), good_a & good_b
+    theta[places] = np.maximum.accumulate(angles, axis=-1)
     return Screened(theta, decided)
 
 
@@ -68,7 +83,9 @@ def _whitener(gram: Any) -> tuple[Any, NDArray[np.bool_]]:
     spectrum = _work.host(values)
     with np.errstate(invalid="ignore"):
         good = spectrum[:, -1] < _CONDITION * spectrum[:, 0]
-    good &= np.isfinite(spectrum).all(axis=-1)
+    # Squares of tiny entries lose their digits to underflow.
+    limits = np.finfo(_arrays.dtype_name(gram))
+    good &= np.isfinite(spectrum).all(axis=-1) & (spectrum[:, 0] > limits.tiny / limits.eps**2)
     roots = np.sqrt(np.where(good[:, None], spectrum, 1.0))
     return vectors * _work.like(vectors, good[:, None, None] / roots[:, None, :]), good
 

@@ -187,7 +187,10 @@ def _dims(function: str, name: str, dims: Any, x: Any) -> Ints:
 
 def read_pair(function: str, a: Any, b: Any, *, wide: bool = False) -> tuple[Given, Given]:
     """Read two arguments of one library, device and ambient space; in the wider of two dtypes."""
-    first, second = read(function, "a", a, wide=wide), read(function, "b", b, wide=wide)
+    first = read(function, "a", a, wide=wide)
+    if b is a:  # told apart by nobody, and orthonormalised once
+        return first, first
+    second = read(function, "b", b, wide=wide)
     _arrays.require_same(function, a=first.source, b=second.source)
     if second.x.shape[-2] != first.x.shape[-2]:
         raise InvalidArgumentError(
