@@ -52,7 +52,7 @@ def pictures(report: Row, found: Sequence[Measured], turned: Arrays) -> Iterator
             Map("all tokens", whole.matrix, low_is_bright=whole.is_distance),
         ]
         text = f"{_headline(lead.name)} without outlier tokens, and with them."
-        yield "with_outliers", maps(pair, columns=2, **names), text
+        yield "with_outliers", maps(pair, one_scale=True, **names), text
 
 
 def _headline(name: str) -> str:

@@ -51,15 +51,18 @@ def maps(
     xlabel: str,
     ylabel: str,
     columns: int = 3,
+    one_scale: bool = False,
 ) -> "Figure":
-    """Draw matrices, a colour bar for each, first row at the bottom.
+    """Draw matrices, first row at the bottom, a colour scale for each or one for all of them.
 
     The contour runs along the borders of cells, so that nothing is interpolated. The best cell of
     each row bears a dot.
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    width = 10.2 if columns > 1 else 5.2
+    width = min(10.2, 4.2 * columns + 0.4)
+    known = np.concatenate([panel.values.ravel() for panel in panels])
+    ends = (np.nanmin(known), np.nanmax(known)) if one_scale else (None, None)
     tall = width / columns * 0.72 * min(max(len(y_names) / len(x_names), 0.75), 1.5)
     made = figure(width, (tall + 0.75) * rows)
     grid = made.subplots(rows, columns, squeeze=False)
@@ -77,7 +80,7 @@ def maps(
         axes.grid(False)
         image = axes.imshow(
             panel.values, cmap=MAP + "_r" if panel.low_is_bright else MAP, origin="lower",
-            aspect="auto", interpolation="nearest",
+            aspect="auto", interpolation="nearest", vmin=ends[0], vmax=ends[1],
         )  # fmt: skip
         _named_ticks(axes.xaxis, x_names)
         _named_ticks(axes.yaxis, y_names)

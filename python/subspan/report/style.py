@@ -40,6 +40,7 @@ INK, MUTED, GRID, BLUE = "#1f2329", "#5e6773", "#d9dee5", "#0072b2"
 VERMILION = "#d55e00"
 COLORS = (BLUE, VERMILION, "#009e73", "#e69f00", "#cc79a7", "#56b4e9", INK, MUTED)
 MAP = "cividis"
+_PIXELS = 1.5  # of the page for a point of a figure, at most
 _THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", BLUE: "var(--blue)"}
 
 
@@ -155,9 +156,14 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # the HTML parser knows them
-    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)  # the page sets the size
+    # the page sets the size, but does not blow up small figures
+    svg = re.sub(r'(<svg[^>]*?)\swidth="([\d.]+)pt"', _limited, svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
     for color, variable in _THEMED.items():
         svg = svg.replace(color, variable)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)  # the page's own font
     return svg.strip()
+
+
+def _limited(match: re.Match[str]) -> str:
+    return f'{match[1]} style="max-width:{_PIXELS * float(match[2]):.0f}px"'
