@@ -10,22 +10,19 @@ import numpy as np
 from subspan import _checks
 from subspan.activations import OutlierRule, Site
 from subspan.activations.sources import set_threads
-from subspan.comparison._measure import Arrays, Measured, angles, measured
 from subspan.comparison._page import page
 from subspan.comparison._pictures import pictures
-from subspan.comparison._rows import Rows, collect
-from subspan.comparison._sides import UNITS, Choices, Side, Sides, open_sides
-from subspan.comparison._verdict import blocks, findings
+from subspan.comparison._report import LEAST, SCHEMA, make_report
+from subspan.comparison._rows import collect
+from subspan.comparison._sides import UNITS, Choices, open_sides
 from subspan.errors import InvalidArgumentError
-from subspan.report import RunFolder, Stopwatch, run_facts
+from subspan.report import RunFolder, Stopwatch
 from subspan.report.result import Progress, Result, finish, silent
 from subspan.similarity import MEASURES
 
 __all__ = ["SCHEMA", "ModelComparison", "compare_models"]
 
-SCHEMA = "subspan.compare/1"
 _RESULTS = ("report.json", "figures")
-_LEAST = 8  # samples
 
 
 @dataclass(frozen=True)
@@ -211,9 +208,9 @@ def compare_models(
     with watch.part("loading"):
         stages("loading", 0, 1)
         sides = open_sides(a, b, texts, choices)
-    if sides.n < _LEAST:
+    if sides.n < LEAST:
         raise InvalidArgumentError(
-            f"[compare_models] at least {_LEAST} samples are needed, got {sides.n}"
+            f"[compare_models] at least {LEAST} samples are needed, got {sides.n}"
         )
     settings = {
         "unit": sides.unit,
@@ -246,7 +243,9 @@ def compare_models(
             )
             for side in (sides.a, sides.b)
         ]  # fmt: skip
-        report, found, turned = _report(folder, sides, rows, settings, watch=watch, stages=stages)
+        report, found, turned = make_report(
+            folder, sides, rows, settings, watch=watch, stages=stages
+        )
         report["facts"]["resumed"] = resumed
         stages("report", 0, 1)
         folder.fresh_stage()
@@ -267,131 +266,9 @@ def _check_measures(measures: Iterable[str]) -> list[str]:
 def _samples(samples: int | str | None) -> int | str | None:
     if samples is None or samples == "all":
         return samples
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < _LEAST:
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < LEAST:
         raise InvalidArgumentError(
-            f"[compare_models] samples must be an integer of at least {_LEAST}, or 'all', got "
+            f"[compare_models] samples must be an integer of at least {LEAST}, or 'all', got "
             f"{samples!r}"
         )
     return samples
-
-
-def _report(
-    folder: RunFolder,
-    sides: Sides,
-    rows: list[Rows],
-    settings: dict[str, Any],
-    *,
-    watch: Stopwatch,
-    stages: Progress,
-) -> tuple[dict[str, Any], list[Measured], Arrays]:
-    """Work everything out; returns the report, the measures and the angles."""
-    clean = (rows[0].count > 0) & (rows[1].count > 0)
-    loud = (rows[0].loud_count > 0) | (rows[1].loud_count > 0)
-    if clean.sum() < _LEAST:
-        raise InvalidArgumentError(
-            f"[compare_models] at least {_LEAST} samples must be no outliers, got {clean.sum()} of "
-            f"{sides.n}. Raise outlier_factor"
-        )
-    xs, ys = ([side.view(key, clean, everything=False) for key in side.keys] for side in rows)
-    found = []
-    for name in settings["measures"]:
-        with watch.part(name):
-            options = {key: settings[key] for key in ("n_permutations", "level", "null_layers")}
-            found.append(
-                measured(
-                    name, xs, ys, folder.work / f"measure-{name}.safetensors",
-                    seed=settings["seed"], progress=stages, **options,
-                )
-            )  # fmt: skip
-    match = found[0].best()
-    with watch.part("principal angles"):
-        turned = angles(
-            xs, ys, match, folder.work / "angles.safetensors",
-            dims=settings["dims"], seed=settings["seed"], progress=stages,
-        )  # fmt: skip
-    del xs, ys
-    whole = None
-    if loud.any():
-        with watch.part("with outliers"):
-            everything = np.ones(sides.n, bool)
-            xs, ys = (
-                [side.view(key, everything, everything=True) for key in side.keys] for side in rows
-            )
-            whole = measured(
-                found[0].name, xs, ys, folder.work / "with-outliers.safetensors",
-                n_permutations=0, level=0.5, null_layers=1, seed=0, progress=stages,
-                title=f"{found[0].name} with outliers",
-            )  # fmt: skip
-    about = {
-        "n": sides.n,
-        "n_used": int(clean.sum()),
-        "n_outlier_tokens": {
-            side.label: int(one.loud_count.sum())
-            for side, one in zip((sides.a, sides.b), rows, strict=True)
-        },
-        "n_with_outliers": int(loud.sum()),
-    }
-    report = {
-        "schema": SCHEMA,
-        "a": _side(sides.a, rows[0], found[0].order),
-        "b": _side(sides.b, rows[1], found[0].order.T),
-        "settings": settings,
-        "samples": about,
-        "measures": [_measure(one) for one in found],
-        "matches": _matches(found, sides),
-        "angles": {name: _plain(value) for name, value in turned.items()},
-        "with_outliers": None if whole is None else _measure(whole),
-        "facts": run_facts() | {"seconds": watch.seconds, "seed": settings["seed"]},
-    }
-    said = findings(report, found, turned, whole)
-    report["verdict"] = {"text": " ".join(one["text"] for one in said), "findings": said}
-    return report, [*found, *([] if whole is None else [whole])], turned
-
-
-def _side(side: Side, rows: Rows, order: np.ndarray) -> dict[str, Any]:
-    sites = [
-        {"key": site.key, "layer": site.layer if site.layer >= 0 else None, "kind": site.kind,
-         "head": site.head, "width": rows.width(site.key)}
-        for site in side.source.sites
-    ]  # fmt: skip
-    return side.facts | {"sites": sites, "blocks": blocks(order)}
-
-
-def _measure(one: Measured) -> dict[str, Any]:
-    about = MEASURES[one.name]
-    return {
-        "name": one.name,
-        "formula": about.formula,
-        "is_distance": about.is_distance,
-        "matrix": _plain(one.matrix),
-        "null_quantile": None if one.null is None else _plain(one.null),
-        "null_at": None if one.null_at is None else [at.tolist() for at in one.null_at],
-        "n_above": None if one.above is None else int(one.above.sum()),
-        "best": one.best(),
-        "warnings": one.warnings,
-    }
-
-
-def _matches(found: list[Measured], sides: Sides) -> list[dict[str, Any]]:
-    rows = []
-    for i, site in enumerate(sides.a.source.sites):
-        row: dict[str, Any] = {"a": site.key}
-        for one in found:
-            j = one.best()[i]
-            row[one.name] = None if j is None else {
-                "b": sides.b.source.sites[j].key,
-                "value": float(one.matrix[i, j]),
-                "null_quantile": None if one.null is None else _finite(one.null[i, j]),
-            }  # fmt: skip
-        rows.append(row)
-    return rows
-
-
-def _plain(values: np.ndarray) -> list[Any]:
-    if values.ndim > 1:
-        return [_plain(line) for line in values]
-    return [_finite(value) for value in values]
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
