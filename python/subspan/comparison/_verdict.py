@@ -184,8 +184,8 @@ def _blocks(report: Row, names: tuple[list[str], list[str]]) -> list[dict[str, A
     for label, side, known in (("A", report["a"], names[0]), ("B", report["b"], names[1])):
         long = [group for group in side["blocks"] if group[1] - group[0] >= 2]
         if long:
-            told = [_said(known, list(range(first, last + 1))) for first, last in long]
-            parts.append(f"{' and '.join(told)} of {label}")
+            told = [f"{known[first]} to {known[last]}" for first, last in long]
+            parts.append(f"layers {' and '.join(told)} of {label}")
     if not parts:
         return []
     text = f"Blocks that look alike from the other side: {'; '.join(parts)}."
@@ -233,7 +233,7 @@ def _sample(report: Row, found: Sequence[Measured]) -> list[dict[str, Any]]:
     if n > 4 * widest or not others:
         return []
     text = (
-        f"Only {n:,} samples for up to {widest:,} dimensions: {' and '.join(others)} look more "
-        "alike than they are; read them against the null."
+        f"Only {n:,} samples for up to {widest:,} dimensions: by {' and '.join(others)} layers "
+        "look more alike than they are; read these against the null."
     )
     return [{"id": "few_samples", "text": text}]
