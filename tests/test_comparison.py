@@ -162,6 +162,7 @@ def test_json_page_and_pictures(result):
     assert set(report["figures"]) == {
         "similarity", "best_layer", "best_match", "principal_angles", "with_outliers",
     }  # fmt: skip
+    assert "The red contour" in report["figures"]["similarity"]["caption"]
     html = (result.path / "report.html").read_text("utf-8")
     checker = checked(html)
     assert checker.tags.count("svg") == len(report["figures"])

@@ -17,7 +17,8 @@ _UNITS = {"token": "token", "line": "line", "row": "row"}
 
 def page(report: Row, drawn: Mapping[str, tuple[str, str]]) -> Page:
     """Return the page; ``drawn`` maps a picture's name to its inline SVG and caption."""
-    made = Page(f"{report['a']['name']} and {report['b']['name']}", _subtitle(report))
+    both = f"{report['a']['name']} (A) and {report['b']['name']} (B)"
+    made = Page(f"Comparison: {both}", _subtitle(report))
     texts = [finding["text"] for finding in report["verdict"]["findings"]]
     made.verdict([part for part in (texts[:2], texts[2:]) if part])
     made.cards(_cards(report))

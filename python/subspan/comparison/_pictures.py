@@ -11,6 +11,7 @@ from subspan.report import figures
 from subspan.report.figures import Line, Panel
 from subspan.report.maps import Fan, Map, fans, maps
 from subspan.report.result import Picture
+from subspan.report.words import listed
 
 __all__ = ["pictures"]
 
@@ -34,13 +35,15 @@ def pictures(report: Row, found: Sequence[Measured], turned: Arrays) -> Iterator
     caption = "All pairs of layers; bright is similar. The dot marks the best match of each "
     caption += "layer of A."
     if measured[0].above is not None:
-        level = report["settings"]["level"]
-        caption += (
-            f" The red contour parts the pairs that are more alike than {100 * level:g} % of "
-            "permutations from those that are not"
-        )
-        free = [title(one.name) for one in measured if one.above is not None and one.above.all()]
-        caption += f"; all pairs are, by {' and '.join(free)}." if free else "."
+        known = [one for one in measured if np.isfinite(one.matrix).any()]
+        free = [title(one.name) for one in known if one.above is not None and one.above.all()]
+        limit = f"{100 * report['settings']['level']:g} % of permutations"
+        if len(free) < len(known):
+            caption += f" The red contour parts the pairs that are more alike than {limit} from the"
+            caption += " others."
+        if free:
+            caption += f" By {listed(free)} all pairs are more alike than {limit}, so there "
+            caption += "is no contour."
     yield "similarity", maps(panels, **names), caption
     if len(report["a"]["sites"]) > 1:
         yield from _best(report, measured)
@@ -80,7 +83,7 @@ def _best(report: Row, measured: Sequence[Measured]) -> Iterator[Picture]:
             values.append(Line("permutations", x[known], one.null[known, at], "all"))
         panels.append(Panel(_headline(one.name), values))
     if np.array_equal(x, depth):
-        lines.insert(0, Line("the same layer", x, depth, "all"))
+        lines.append(Line("the same layer", x, depth, "guide"))
     made = figures.curves(
         [Panel("", lines)], xlabel="layer of A", ylabel="best-matching layer of B",
         columns=1, wide=True, whole_y=True,

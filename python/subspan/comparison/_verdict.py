@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from subspan.comparison._measure import Arrays, Measured
-from subspan.report.words import count, layer_list
+from subspan.report.words import count, layer_list, listed
 
 __all__ = ["blocks", "findings", "site_names", "title"]
 
@@ -174,7 +174,7 @@ def _agreement(found: Sequence[Measured], match: list[int | None]) -> list[dict[
             said.append((other.name, near, len(pairs)))
     if not said:
         return []
-    told = " and ".join(f"{title(name)} for {near} of {total}" for name, near, total in said)
+    told = listed([f"{title(name)} for {near} of {total}" for name, near, total in said])
     text = f"The best match is the same to within one layer by {told}."
     return [{"id": "agreement", "text": text, "near": {name: near for name, near, _ in said}}]
 
@@ -185,7 +185,7 @@ def _blocks(report: Row, names: tuple[list[str], list[str]]) -> list[dict[str, A
         long = [group for group in side["blocks"] if group[1] - group[0] >= 2]
         if long:
             told = [f"{known[first]} to {known[last]}" for first, last in long]
-            parts.append(f"layers {' and '.join(told)} of {label}")
+            parts.append(f"layers {listed(told)} of {label}")
     if not parts:
         return []
     text = f"Blocks that look alike from the other side: {'; '.join(parts)}."
@@ -233,7 +233,7 @@ def _sample(report: Row, found: Sequence[Measured]) -> list[dict[str, Any]]:
     if n > 4 * widest or not others:
         return []
     text = (
-        f"Only {n:,} samples for up to {widest:,} dimensions: by {' and '.join(others)} layers "
+        f"Only {n:,} samples for up to {widest:,} dimensions: by {listed(others)} layers "
         "look more alike than they are; read these against the null."
     )
     return [{"id": "few_samples", "text": text}]

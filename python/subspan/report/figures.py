@@ -15,6 +15,7 @@ from subspan.report.style import (
     COLORS,
     INK,
     MAP,
+    MUTED,
     VERMILION,
     axes_style,
     color_bar,
@@ -45,7 +46,8 @@ class Line(NamedTuple):
     label: str
     x: np.ndarray
     y: np.ndarray
-    role: str = ""  # "all" (dashed, vermilion), "without" (solid, blue) or "" (next colour)
+    # "all" (dashed, vermilion), "without" (solid, blue), "guide" (dotted, grey), "" (next colour)
+    role: str = ""
 
 
 class Panel(NamedTuple):
@@ -282,6 +284,8 @@ def _look(role: str, number: int, n_points: int) -> dict[str, Any]:
         look: dict[str, Any] = {"color": VERMILION, "linestyle": (0, (4, 2)), "marker": "s"}
     elif role == "without":
         look = {"color": BLUE, "linestyle": "-", "marker": "o"}
+    elif role == "guide":
+        look = {"color": MUTED, "linestyle": (0, (1, 2)), "marker": ""}
     else:
         look = {"color": COLORS[number % len(COLORS)], "marker": _MARKS[number % len(_MARKS)]}
     many = n_points > 40 or n_points == 0

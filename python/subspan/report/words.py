@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["count", "layer_list", "percent", "short", "span"]
+__all__ = ["count", "layer_list", "listed", "percent", "short", "span"]
 
 
 def layer_list(layers: Iterable[int]) -> str:
@@ -25,6 +25,17 @@ def layer_list(layers: Iterable[int]) -> str:
             parts.append(f"{low}–{high}")
         else:
             parts += [str(layer) for layer in range(low, high + 1)]
+    return listed(parts)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return a list in words.
+
+    Examples
+    --------
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
