@@ -164,11 +164,15 @@ void without_gil(char const* function, Body&& body) {
   }
 }
 
+inline nonfinite_policy make_policy(std::string const& nonfinite) {
+  return nonfinite == "propagate" ? nonfinite_policy::propagate
+         : nonfinite == "ignore"  ? nonfinite_policy::ignore
+                                  : nonfinite_policy::raise;
+}
+
 inline decomposition_params make_params(std::string const& nonfinite, bool raise_no_convergence) {
   decomposition_params params;
-  params.nonfinite = nonfinite == "propagate" ? nonfinite_policy::propagate
-                     : nonfinite == "ignore"  ? nonfinite_policy::ignore
-                                              : nonfinite_policy::raise;
+  params.nonfinite = make_policy(nonfinite);
   params.raise_no_convergence = raise_no_convergence;
   return params;
 }
@@ -176,6 +180,8 @@ inline decomposition_params make_params(std::string const& nonfinite, bool raise
 void bind_svd(pybind11::module_& m);
 void bind_eigh(pybind11::module_& m);
 void bind_qr(pybind11::module_& m);
+void bind_cholesky(pybind11::module_& m);
+void bind_solve_triangular(pybind11::module_& m);
 void bind_pca(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);

@@ -9,6 +9,7 @@ from subspan._ops.native import __version__
 
 # isort: split
 from subspan._config import cpu_level, get_num_threads, set_num_threads, show_config
+from subspan._ops.cholesky import CholeskyInfo, cholesky
 from subspan._ops.decode import sparse_decode
 from subspan._ops.eigh import Eigh, EighInfo, eigh, eigvalsh
 from subspan._ops.encode import (
@@ -22,6 +23,7 @@ from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
+from subspan._ops.solve_triangular import SolveTriangularInfo, solve_triangular
 from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
 from subspan._ops.topk import TopK, topk
 
@@ -33,16 +35,19 @@ __all__ = [
     "PCA",
     "QR",
     "SVD",
+    "CholeskyInfo",
     "Eigh",
     "EighInfo",
     "Moments",
     "Radius",
     "RaggedCode",
     "SVDInfo",
+    "SolveTriangularInfo",
     "SparseCode",
     "TopK",
     "__version__",
     "batch_topk_encode",
+    "cholesky",
     "cpu_level",
     "eigh",
     "eigvalsh",
@@ -54,6 +59,7 @@ __all__ = [
     "radius_neighbors",
     "set_num_threads",
     "show_config",
+    "solve_triangular",
     "sparse_decode",
     "spectrum",
     "svd",

@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def batch_topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, count: typing.SupportsInt | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, activation: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The count largest of all rows into arrays that allocate(n) returns, and offsets [B + 1].
@@ -12,6 +12,10 @@ def batch_topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre
 def blas_name() -> str:
     """
     The BLAS behind the library.
+    """
+def cholesky(a: typing.Any, l: typing.Any, info: typing.Any, nonfinite: str, raise_not_definite: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Lower Cholesky factors of a batch [batch, n, n] into caller-owned outputs.
     """
 def cpu_level() -> str:
     """
@@ -84,6 +88,10 @@ def radius_neighbors(x: typing.Any, y: typing.Any, mask: typing.Any, radius: typ
 def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Sets the threads that primitives use; 0 returns to the default.
+    """
+def solve_triangular(a: typing.Any, b: typing.Any, x: typing.Any, info: typing.Any, lower: bool, transposed: bool, unit_diagonal: bool, nonfinite: str, raise_singular: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Solves the triangular systems of a batch [batch, n, n] into caller-owned outputs.
     """
 def sparse_decode(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, b_dec: typing.Any, out: typing.Any) -> None:
     """

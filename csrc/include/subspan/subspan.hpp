@@ -9,6 +9,7 @@
 /// failure is a subspan::error with a kind. Results have the same bits for any number of threads
 /// unless a header says otherwise.
 
+#include "subspan/cholesky.hpp"
 #include "subspan/context.hpp"
 #include "subspan/decode.hpp"
 #include "subspan/device.hpp"
@@ -20,6 +21,7 @@
 #include "subspan/qr.hpp"
 #include "subspan/ragged.hpp"
 #include "subspan/random.hpp"
+#include "subspan/solve_triangular.hpp"
 #include "subspan/svd.hpp"
 #include "subspan/topk.hpp"
 #include "subspan/types.hpp"

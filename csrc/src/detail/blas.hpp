@@ -63,7 +63,14 @@ using subspan_int = std::int32_t;
                                 subspan_int* info);                                                \
   void SUBSPAN_LAPACK(p##orgqr)(subspan_int const* m, subspan_int const* n, subspan_int const* k,  \
                                 T* a, subspan_int const* lda, T const* tau, T* work,               \
-                                subspan_int const* lwork, subspan_int* info);
+                                subspan_int const* lwork, subspan_int* info);                      \
+  void SUBSPAN_LAPACK(p##potrf)(char const* uplo, subspan_int const* n, T* a,                      \
+                                subspan_int const* lda, subspan_int* info, std::size_t);           \
+  void SUBSPAN_LAPACK(p##trsm)(char const* side, char const* uplo, char const* transa,             \
+                               char const* diag, subspan_int const* m, subspan_int const* n,       \
+                               T const* alpha, T const* a, subspan_int const* lda, T* b,           \
+                               subspan_int const* ldb, std::size_t, std::size_t, std::size_t,      \
+                               std::size_t);
 SUBSPAN_DECLARE(float, s)
 SUBSPAN_DECLARE(double, d)
 #undef SUBSPAN_DECLARE
@@ -104,6 +111,15 @@ namespace subspan::detail {
   inline void orgqr(int m, int n, int k, T* a, int lda, T const* tau, T* work, int lwork,          \
                     int& info) {                                                                   \
     SUBSPAN_LAPACK(p##orgqr)(&m, &n, &k, a, &lda, tau, work, &lwork, &info);                       \
+  }                                                                                                \
+  inline void potrf(char uplo, int n, T* a, int lda, int& info) {                                  \
+    SUBSPAN_LAPACK(p##potrf)(&uplo, &n, a, &lda, &info, 1);                                        \
+  }                                                                                                \
+  inline void trsm(char side, char uplo, char trans, char diag, int m, int n, T const* a, int lda, \
+                   T* b, int ldb) {                                                                \
+    T const one = 1;                                                                               \
+    SUBSPAN_LAPACK(p##trsm)                                                                        \
+    (&side, &uplo, &trans, &diag, &m, &n, &one, a, &lda, b, &ldb, 1, 1, 1, 1);                     \
   }
 SUBSPAN_OVERLOAD(float, s)
 SUBSPAN_OVERLOAD(double, d)

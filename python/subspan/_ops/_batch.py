@@ -1,4 +1,4 @@
-"""What svd, eigh and qr share: a batch of matrices with any leading axes, policies, status."""
+"""What primitives on matrices share: a batch with any leading axes, policies, status."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from typing import Any
 import numpy as np
 
 from subspan import _arrays, _checks
-from subspan.errors import DtypeError, UnsupportedError
+from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
-__all__ = ["Batch", "reshaped"]
+__all__ = ["Batch", "broadcast", "reshaped"]
 
 
 class Batch:
     """Matrices of ``a`` (..., m, n) as one batch axis, and outputs with the leading axes put back.
 
     Leading axes of one stride are joined in place; others (a broadcast, say) are copied by the
-    array's own library.
+    array's own library. ``name`` is that of the argument in messages.
     """
 
-    def __init__(self, function: str, a: Any, *, nonfinite: str, errors: str = "raise") -> None:
+    def __init__(
+        self, function: str, a: Any, *, nonfinite: str, errors: str = "raise", name: str = "a"
+    ) -> None:
         self.function = function
         self.source = a
-        rows = _arrays.exportable(function, "a", a)
-        _checks.ndim(function, "a", a, 2, or_more=True)
-        if (name := _arrays.dtype_name(a)) not in {"float32", "float64"}:
+        rows = _arrays.exportable(function, name, a)
+        _checks.ndim(function, name, a, 2, or_more=True)
+        if (dtype := _arrays.dtype_name(a)) not in {"float32", "float64"}:
             raise DtypeError(
-                f"[{function}] a must be float32 or float64, got {name}. Convert it first"
+                f"[{function}] {name} must be float32 or float64, got {dtype}. Convert it first"
             )
         library, device = _arrays.library_of(a), _arrays.device_of(a)
         if device != "cpu" and library not in {"torch", "cupy"}:
             raise UnsupportedError(
-                f"[{function}] a must be of torch or cupy to be on a CUDA device, got {library}. "
-                "Hand it over by torch.from_dlpack"
+                f"[{function}] {name} must be of torch or cupy to be on a CUDA device, got "
+                f"{library}. Hand it over by torch.from_dlpack"
             )
         self.nonfinite = _checks.choice(
             function, "nonfinite", nonfinite, ("raise", "propagate", "ignore")
@@ -51,6 +53,13 @@ class Batch:
             if device == "cpu"
             else _arrays.empty_like_on(a, (self.size,), "int32")
         )
+
+    def require_square(self) -> None:
+        """Raise unless the matrices are square."""
+        if self.m != self.n:
+            raise InvalidArgumentError(
+                f"[{self.function}] a must be square in its last two axes, got {self.m} x {self.n}"
+            )
 
     def empty(self, *shape: int) -> Any:
         """Output [batch, *shape] in the caller's library."""
@@ -74,3 +83,14 @@ def reshaped(rows: Any, shape: tuple[int, ...]) -> Any:
     if hasattr(rows, "__array_namespace__"):  # the standard has functions, no such methods
         return rows.__array_namespace__().reshape(rows, shape)
     return _arrays.to_numpy(rows).reshape(shape)
+
+
+def broadcast(rows: Any, shape: tuple[int, ...]) -> Any:
+    """``rows`` with axes of one element repeated, by its own library: a view."""
+    if tuple(rows.shape) == shape:
+        return rows
+    if hasattr(rows, "broadcast_to"):  # torch
+        return rows.broadcast_to(shape)
+    if hasattr(rows, "__array_namespace__"):  # cupy among them
+        return rows.__array_namespace__().broadcast_to(rows, shape)
+    return np.broadcast_to(_arrays.to_numpy(rows), shape)

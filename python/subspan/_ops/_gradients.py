@@ -1,4 +1,4 @@
-"""Gradients of svd, eigh and qr for torch: reverse rules made of torch's own operations.
+"""Gradients of decompositions and solves for torch: reverse rules made of torch's own operations.
 
 A rule takes the factors [batch, ...] and the gradients of a loss in them (None where the loss does
 not depend on a factor), and returns the gradient in the matrices. As it is made of torch's
@@ -16,22 +16,33 @@ from typing import Any
 from subspan import _arrays, _checks
 from subspan.errors import DtypeError, InvalidArgumentError
 
-__all__ = ["Gaps", "detached", "differentiable", "eigh_rule", "qr_rule", "svd_rule"]
+__all__ = [
+    "Gaps",
+    "cholesky_rule",
+    "detached",
+    "differentiable",
+    "eigh_rule",
+    "qr_rule",
+    "solved",
+    "svd_rule",
+    "wanted",
+]
 
 Rule = Callable[[tuple[Any, ...], tuple[Any, ...]], Any]
 
 
 def detached(a: Any) -> Any:
     """Return ``a`` itself, and without its history if it is a tensor that requires a gradient."""
-    return a.detach() if _wanted(a) else a
+    return a.detach() if wanted(a) else a
 
 
 def differentiable(a: Any, rule: Rule, make: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     """Return ``make()``; its tensors have gradients by ``rule`` if ``a`` requires one."""
-    return tuple(_function().apply(a, rule, make)) if _wanted(a) else make()
+    return tuple(_function().apply(a, rule, make)) if wanted(a) else make()
 
 
-def _wanted(a: Any) -> bool:
+def wanted(a: Any) -> bool:
+    """Whether ``a`` is a tensor that requires a gradient, and gradients are on."""
     if _arrays.library_of(a) != "torch":
         return False
     return bool(a.requires_grad and sys.modules["torch"].is_grad_enabled())
@@ -204,3 +215,52 @@ def qr_rule(factors: tuple[Any, ...], gradients: tuple[Any, ...]) -> Any:
     symmetric = below + below.tril(-1).mT
     of_left = torch.linalg.solve_triangular(left.mT, of_q + q @ symmetric, upper=False, left=False)
     return torch.cat([of_left, q @ of_right], dim=-1)
+
+
+def cholesky_rule(factors: tuple[Any, ...], gradients: tuple[Any, ...]) -> Any:
+    """Rule of Cholesky: L^-T P L^-1, made symmetric; P the lower triangle of L^T dL, half diagonal.
+
+    Of the matrices that are symmetric, as that of eigh.
+    """
+    solve = sys.modules["torch"].linalg.solve_triangular
+    (factor,), (of_factor,) = factors, gradients
+    turn = (factor.mT @ of_factor).tril()
+    turn = turn - turn.diagonal(dim1=-2, dim2=-1).diag_embed() / 2
+    result = solve(factor, solve(factor.mT, turn, upper=True), upper=False, left=False)
+    return (result + result.mT) / 2
+
+
+def solved(a: Any, b: Any, how: tuple[bool, bool, bool], make: Callable[[], Any]) -> Any:
+    """Return ``make()``, the solution of triangular systems, with gradients if a or b want them.
+
+    ``how``: lower, transposed, unit_diagonal. With A X = B, dB = A^-T dX and dA = -dB X^T, of which
+    the triangle that is read counts.
+    """
+    return _substitution().apply(a, b, how, make) if wanted(a) or wanted(b) else make()
+
+
+@functools.cache
+def _substitution() -> Any:
+    import torch
+
+    class Substitution(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(_a: Any, _b: Any, _how: Any, make: Callable[[], Any]) -> Any:
+            return make()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.how = inputs[2]
+            ctx.save_for_backward(inputs[0], output)
+
+        @staticmethod
+        def backward(ctx: Any, of_x: Any) -> tuple[Any, Any, None, None]:
+            (a, x), (lower, transposed, unit) = ctx.saved_tensors, ctx.how
+            of_b = torch.linalg.solve_triangular(
+                a if transposed else a.mT, of_x, upper=lower != transposed, unitriangular=unit
+            )
+            of_a = -x @ of_b.mT if transposed else -of_b @ x.mT
+            of_a = of_a.tril(-int(unit)) if lower else of_a.triu(int(unit))
+            return of_a, of_b, None, None
+
+    return Substitution
