@@ -5,24 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import grids
 import harness
 import numpy as np
 from harness import Case, Contender, available
+from tables import aligned
 
 Shape = tuple[int, int, int]
 
+# Each with a table of its own.
 SHAPES: dict[str, list[Shape]] = {
     "full": [
         (4096, 16, 16),
         (4096, 32, 32),
         (1024, 64, 64),
         (256, 128, 128),
+        (1024, 256, 16),
         (64, 512, 64),
         (1, 1024, 1024),
     ],
     "quick": [(512, 16, 16), (64, 64, 64), (16, 128, 128), (8, 512, 64), (1, 256, 256)],
-    "tiny": [(4, 5, 5), (2, 9, 4)],
+    "tiny": [(2, 9, 4)],
 }
+# n of square matrices, with neighbours where another algorithm begins; and how many of them.
+GRID: dict[str, list[int]] = {
+    "full": [2, 3, 4, 8, 12, 16, 24, 32, 33, 48, 64, 65, 96, 128, 129, 256],
+    "quick": [4, 16, 32, 33, 64, 65],
+    "tiny": [5, 6],
+}
+COUNTS = {"full": (1, 16, 1000), "quick": (1, 200), "tiny": (3,)}
+DTYPES = {"full": ("float32", "float64"), "quick": ("float32",), "tiny": ("float32",)}
+LONGEST_LOOP = 16  # matrices: a loop over scipy for each of 1000 says nothing new
+
+
+def grid(size: str) -> list[Shape]:
+    """Return the square batches of a size: 1000 matrices have 10 million entries at most."""
+    shapes = []
+    for count in COUNTS[size]:
+        for n in GRID[size]:
+            fewer = min(count, max(16, 2_500_000 // n**2)) if n <= 128 else min(count, 16)
+            shapes.append((fewer, n, n))
+    return list(dict.fromkeys(shapes))
 
 
 class Batch:
@@ -69,15 +92,39 @@ def cases(
     *,
     symmetric: bool = False,
 ) -> list[Case]:
-    """Return one case for each shape and dtype."""
-    return [
-        Case(
-            f"{stem} {count}x({m}x{n}) {dtype}",
-            lambda shape=(count, m, n), dtype=dtype: Batch(shape, dtype, symmetric=symmetric),
-            contenders,
+    """Return one case for each shape and dtype, and for each of the grid."""
+
+    def case(name: str, shape: Shape, dtype: str, some: dict[str, Contender]) -> Case:
+        count, m, n = shape
+        return Case(
+            f"{name} {count}x({m}x{n}) {dtype}",
+            lambda: Batch(shape, dtype, symmetric=symmetric),
+            some,
             judge,
+            rounds=3 if name.endswith(grids.MARK) and size == "full" else None,
         )
-        for count, m, n in SHAPES[size]
-        if m == n or not symmetric
+
+    tables = [
+        case(stem, shape, dtype, contenders)
+        for shape in SHAPES[size]
+        if shape[1] == shape[2] or not symmetric
         for dtype in ("float32", "float64")
     ]
+    quick = {name: run for name, run in contenders.items() if not name.endswith(" loop")}
+    return tables + [
+        case(stem + grids.MARK, shape, dtype, contenders if shape[0] <= LONGEST_LOOP else quick)
+        for dtype in DTYPES[size]
+        for shape in grid(size)
+    ]
+
+
+def main(
+    script: str, cases: Callable[[str], list[Case]], doc: str, argv: list[str] | None
+) -> dict[str, Any]:
+    """Run a bench, then print its grid with the growth of the time from n to n."""
+    results = harness.main(script, cases, doc, argv)
+    chosen = grids.of(results.get("cases", []))
+    if chosen:
+        print("\n" + aligned(grids.table(chosen)))
+        print("\n".join(grids.jumps(chosen)))
+    return results

@@ -1,6 +1,6 @@
 """Batched symmetric eigenproblems: time and error against numpy, a scipy loop and torch.
 
-python bench/bench_eigh.py [--quick] [--threads N] [--json FILE]
+python bench/bench_eigh.py [--quick] [--only grid] [--threads N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cases(size: str) -> list[Case]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return harness.main(__file__, cases, __doc__ or "", argv)
+    return batched.main(__file__, cases, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

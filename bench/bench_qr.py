@@ -1,6 +1,6 @@
 """Batched thin QR: time and error against numpy, a scipy loop and torch.
 
-python bench/bench_qr.py [--quick] [--threads N] [--json FILE]
+python bench/bench_qr.py [--quick] [--only grid] [--threads N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def cases(size: str) -> list[Case]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return harness.main(__file__, cases, __doc__ or "", argv)
+    return batched.main(__file__, cases, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python bench/publish.py bench/results/*.json --write    puts them between their 
 
 A page marks a place with ``<!-- bench:STEM PATTERN -->`` and ``<!-- /bench -->``; the cases of that
 bench whose names match the pattern (shell style) go there. The stem of `make gpu-check` is ``gpu``:
-one line for each case.
+one line for each case; so do those of a grid get one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_report
+import grids
 import tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,10 @@ def text(results: Mapping[str, Any], pattern: str = "*") -> str:
     if results["bench"] == "gpu":
         return gpu_report.place(results, pattern)
     chosen = [case for case in results["cases"] if fnmatchcase(case["name"], pattern)]
-    return "\n\n".join([header(results), *map(markdown, chosen)])
+    lines = grids.of(chosen)
+    each = [markdown(case) for case in chosen if case not in lines]
+    grid = [tables.markdown(grids.table(lines))] if lines else []
+    return "\n\n".join([header(results), *each, *grid])
 
 
 def fill(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:

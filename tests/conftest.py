@@ -1,12 +1,15 @@
 """What several test files need: other array libraries, processes of their own, undone settings."""
 
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import subspan
+
+TEXT = "the cat sat on the mat\nand the <b>dog</b> ran to the red house . " * 40
 
 
 @pytest.fixture
@@ -74,3 +77,26 @@ class Library:
 @pytest.fixture(params=["numpy", "torch", "array_api_strict"])
 def library(request):
     return Library(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A random Llama with three layers and a word tokenizer, in Hugging Face layout."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    words = ["<unk>", *dict.fromkeys(re.findall(r"\w+|[^\w\s]+|\n", TEXT))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=max(64, len(words)), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    (folder.parent / "text.txt").write_text(TEXT)
+    return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from subspan.activations import OutlierRule, Site, capture, load_model, tokenize
+from subspan.comparison import compare_models
 from subspan.errors import FileFormatError
 
 pytestmark = pytest.mark.realmodel
@@ -83,3 +84,21 @@ def test_truncated_gguf(tmp_path):
         stream.truncate(file.stat().st_size // 2)
     with pytest.raises(FileFormatError, match=r"half\.gguf must be a whole, readable model"):
         load_model(file)
+
+
+def test_a_copy_with_noise_matches_layer_by_layer_once_sinks_are_out(smollm, tmp_path, monkeypatch):
+    monkeypatch.setattr("subspan.comparison._job.pictures", lambda *_: iter(()))
+    text = "\n\n".join(pydoc_data.topics.topics.values())
+    result = compare_models(
+        smollm, smollm, text, out=tmp_path / "out", noise=0.1, samples=512, window=128,
+        layers=[0, 8, 16, 24], measures=["cka"], n_permutations=5, null_layers=2, dims=8,
+    )  # fmt: skip
+    same = np.diag(result.matrix())
+    assert result.report["measures"][0]["best"] == [0, 1, 2, 3]
+    assert 0.99 < same[0] < 0.99999
+    assert (same[1:] > 0.8).all()
+    assert (same[1:] < 0.999).all()
+    # the first tokens of four windows, and with them two layers that differ look like one
+    assert result.report["samples"]["n_outlier_tokens"]["A"] >= 4
+    assert result.matrix()[2, 3] < 0.95
+    assert result.report["with_outliers"]["matrix"][2][3] > 0.99

@@ -10,10 +10,10 @@ import subspan
 from safetensors.numpy import save_file
 from subspan.atlas import SCHEMA, Atlas, atlas, load_moments
 from subspan.atlas._analyse import weight_rows
-from subspan.atlas._words import layer_list
 from subspan.errors import FileFormatError, InvalidArgumentError
 from subspan.report import OutputError
 from subspan.report import files as files_module
+from subspan.report.words import layer_list
 from test_report_page import checked
 
 LOUD = [0, 700, 1400]

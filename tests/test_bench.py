@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the source tre
 def bench_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     yield
-    for name in ("harness", "machine", "batched", "compare", "publish"):
+    for name in ("harness", "machine", "batched", "grids", "compare", "publish"):
         sys.modules.pop(name, None)
 
 
@@ -124,6 +124,29 @@ def test_publish_fills_marked_places_only():
     assert filled.startswith("a\n")
     assert filled.endswith(rest)
     assert publish.fill(filled, {"svd": result(0.25, 0.5)}) == filled
+
+
+def test_a_grid_gives_a_line_for_each_case_and_calls_out_jumps():
+    grids, publish = importlib.import_module("grids"), importlib.import_module("publish")
+    results = result(1.0, 2.0)
+    times = {(1, 4): 1e-4, (10, 4): 1e-4, (10, 5): 1.9e-4, (10, 6): 4e-4, (9, 12): 4e-3}
+    results["cases"] += [
+        result(seconds, seconds)["cases"][0] | {"name": f"svd grid {count}x({n}x{n}) float32"}
+        for (count, n), seconds in times.items()
+    ]
+    cases = grids.of(results["cases"])
+    assert len(cases) == len(times)
+    head, *lines = grids.table(cases)
+    assert head == ["", "us of one", "x n before", "x numpy", "error"]
+    assert [line[1] for line in lines] == ["100", "10", "19", "40", "444"]
+    assert [line[2] for line in lines] == ["", "", "1.90", "2.11", "11.11"]
+    assert grids.jumps(cases) == [
+        "!!! svd grid 10x(6x6) float32: 2.11 times the time of n = 5, one less"
+    ]
+    page = "<!-- bench:svd svd grid * -->\n<!-- /bench -->\n"
+    filled = publish.fill(page, {"svd": results})
+    assert filled.count("float32 |") == len(times)
+    assert "svd 1x(2x2)" not in filled
 
 
 def test_a_forced_blas_kernel_is_called_out():

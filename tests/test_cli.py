@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TEXT
 from safetensors.numpy import save_file
 from subspan.atlas import atlas
 from subspan.cli import _layers, app
@@ -15,7 +16,6 @@ from test_report_page import checked
 from typer.testing import CliRunner
 
 runner = CliRunner()
-TEXT = "the cat sat on the mat\nand the <b>dog</b> ran to the red house . " * 40
 
 
 def run(*args):
@@ -32,29 +32,6 @@ def saved(tmp_path):
     x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     save_file({"layer.00/resid": x, "layer.01/resid": 2 * x}, tmp_path / "acts.safetensors")
     return tmp_path / "acts.safetensors"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random Llama with three layers and a word tokenizer, in Hugging Face layout."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
-    words = ["<unk>", *dict.fromkeys(re.findall(r"\w+|[^\w\s]+|\n", TEXT))]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=max(64, len(words)), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    (folder.parent / "text.txt").write_text(TEXT)
-    return folder
 
 
 def test_saved_activations_end_to_end(saved, tmp_path):
@@ -207,12 +184,12 @@ def test_internal_faults_exit_with_1_and_interrupts_say_how_to_go_on(saved, tmp_
 
 
 def test_layers():
-    assert _layers("3,7") == [3, 7]
-    assert _layers("0:30:10") == [0, 10, 20]
-    assert _layers("0:3,9") == [0, 1, 2, 9]
+    assert _layers("atlas", "3,7") == [3, 7]
+    assert _layers("atlas", "0:30:10") == [0, 10, 20]
+    assert _layers("atlas", "0:3,9") == [0, 1, 2, 9]
     for bad in ("", "1:2:3:4", "5:5", "0:9:0"):
         with pytest.raises(InvalidArgumentError):
-            _layers(bad)
+            _layers("atlas", bad)
 
 
 def test_info_prints_the_configuration():

@@ -27,6 +27,7 @@ NEEDS = {
     "subspan.activations": ("torch", "transformers"),
     "subspan.report": ("matplotlib", "rich"),
     "subspan.atlas": ("torch", "matplotlib"),
+    "subspan.comparison": ("torch", "matplotlib"),
     "subspan.cli": ("typer", "rich"),
 }
 BLOCK = re.compile(

@@ -1,7 +1,5 @@
 """svd and svdvals: LAPACK's test ratios, batches, layouts, libraries, policies, refusals."""
 
-import warnings
-
 import numpy as np
 import pytest
 import subspan
@@ -11,7 +9,6 @@ from matrices import (
     SVD_KINDS,
     VALUES_GATE,
     layouts,
-    orthogonal,
     over,
     same_bits,
     spectrum,
@@ -202,7 +199,7 @@ def test_numpy_subclasses():
         svd(np.ma.array(np.eye(2), mask=np.eye(2)))
 
 
-# ---- k, tol, randomized ------------------------------------------------------------------------
+# ---- k, tol ------------------------------------------------------------------------------------
 
 
 def test_k_cuts_the_exact_factors(rng):
@@ -230,104 +227,6 @@ def test_tol_chooses_the_smallest_rank_that_keeps_it(rng):
     assert len(svd(a * 1e-200, tol=0.1).s) == len(svd(a, tol=0.1).s)
     both = np.stack([a, with_values(20, 10, np.ones(10), rng)])
     assert svd(both, tol=0.1).s.shape == (2, 10)  # the largest rank of the batch
-
-
-SPECTRA = {
-    "rank 10": np.r_[np.linspace(2, 1, 10), np.zeros(70)],
-    "geometric": 0.9 ** np.arange(80),
-    "power law": 1.0 / np.arange(1, 81),
-    "flat": np.ones(80),
-}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", SPECTRA)
-def test_randomized_error_keeps_the_bounds_of_the_mean(name, dtype, rng):
-    """Halko, Martinsson, Tropp: theorem 10.5 (Frobenius), corollary 10.10 (spectral, q = 2)."""
-    s, k, p, q = SPECTRA[name], 10, 10, 2
-    a = with_values(120, 80, s, rng).astype(dtype)
-    errors = []
-    for seed in range(20):
-        u, values, vh = svd(a, k=k, method="randomized", seed=seed)
-        assert svd_ratios_of_parts(u, vh) <= GATE
-        assert (np.diff(values) <= 0).all()
-        rest = a.astype(np.float64) - (u * values) @ vh
-        errors.append((np.linalg.norm(rest), np.linalg.norm(rest, 2)))
-    frobenius, spectral = np.mean(errors, axis=0)
-    tail, floor = np.linalg.norm(s[k:]), 1e3 * np.finfo(dtype).eps
-    assert frobenius <= 1.1 * np.sqrt(1 + k / (p - 1)) * tail + floor
-    assert frobenius >= tail - floor
-    growth = 1 + np.sqrt(k / (p - 1)) + np.e * np.sqrt(k + p) / p * np.sqrt(80 - k)
-    # Cutting the k + p columns back to k costs at most one more s_{k+1} (their theorem 9.3).
-    assert spectral <= 1.1 * (growth ** (1 / (2 * q + 1)) + 1) * s[k] + floor
-
-
-def svd_ratios_of_parts(u, vh):
-    """R2 and R3, the larger."""
-    k = vh.shape[0]
-    return max(
-        over(np.abs(np.eye(k) - u.T @ u).sum(axis=0).max(), 1.0, len(u), u.dtype),
-        over(np.abs(np.eye(k) - vh @ vh.T).sum(axis=0).max(), 1.0, vh.shape[1], u.dtype),
-    )
-
-
-def test_randomized_with_all_columns_is_the_svd(rng):
-    a = rng.standard_normal((30, 12))
-    got, wanted = svd(a, k=12, method="randomized"), svd(a)
-    np.testing.assert_allclose(got.s, wanted.s, rtol=1e-13)
-    np.testing.assert_allclose((got.u * got.s) @ got.vh, a, atol=1e-13)
-
-
-def test_seeds(threads, rng):
-    a = rng.standard_normal((60, 50))
-    runs = []
-    for n in (1, 2, 4):
-        threads(n)
-        runs.append(svd(a, k=5, method="randomized", seed=3))
-    for run in runs[1:]:
-        same_bits(*zip(run, runs[0], strict=True))
-    other = svd(a, k=5, method="randomized", seed=4)
-    assert not np.array_equal(other.s, runs[0].s)
-    svd(a, k=5, method="randomized", seed=2**64 - 1)
-
-
-def test_randomized_batch_is_independent(rng):
-    a = rng.standard_normal((4, 30, 20))
-    whole = svd(a, k=3, method="randomized")
-    for b in range(4):
-        one = svd(a[b], k=3, method="randomized")
-        for x, y in zip(whole, one, strict=True):
-            np.testing.assert_array_equal(x[b], y)
-
-
-@pytest.mark.parametrize(("dtype", "tol"), [(np.float32, 1e-5), (np.float64, 1e-13)])
-def test_certificate(dtype, tol, rng):
-    """The warning says the truth, also far below the square root of the precision."""
-    low = (rng.standard_normal((90, 4)) @ rng.standard_normal((4, 70))).astype(dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svd(low, k=4, method="randomized", tol=tol)
-    noisy = low + (rng.standard_normal(low.shape) * 30 * tol).astype(dtype)
-    with pytest.warns(UserWarning, match="raise k"):
-        svd(noisy, k=4, method="randomized", tol=tol)
-    flat = orthogonal(60, 60, rng).astype(dtype)
-    with pytest.warns(UserWarning, match="relative error of 0.9") as caught:
-        svd(np.stack([low[:60, :60], flat]), k=4, method="randomized", tol=0.5)
-    assert caught[0].filename == __file__  # points at the caller
-
-
-@pytest.mark.parametrize(
-    ("dtype", "scale"), [(np.float32, 1e-40), (np.float32, 1e37), (np.float64, 1e-310)]
-)
-def test_randomized_at_the_ends_of_the_range(dtype, scale, rng):
-    a = rng.standard_normal((30, 20))
-    got = svd((a * scale).astype(dtype), k=3, method="randomized")
-    wanted = svd(a, k=3, method="randomized")
-    np.testing.assert_allclose(got.s.astype(np.float64) / scale, wanted.s, rtol=1e-3)
-    assert np.isfinite(got.u).all()
-    zero = svd(np.zeros((5, 4), dtype), k=2, method="randomized")
-    np.testing.assert_array_equal(zero.s, 0)
-    assert svd_ratios_of_parts(zero.u, zero.vh) <= GATE
 
 
 # ---- policies ----------------------------------------------------------------------------------
@@ -370,7 +269,21 @@ def test_errors_info_keeps_the_leading_axes(rng):
     assert result.info.shape == (2, 3)
     assert not result.info.any()
     assert isinstance(svd(a), SVD)
-    assert svd(a[0, 0], errors="info").info.shape == ()
+    assert svd(a[0, 0], errors="info").info.shape == svd(a[0, 0], errors="info").error.shape == ()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_info_has_the_error_of_the_rank(library, dtype, rng):
+    a = np.stack([with_values(7, 5, [4.0, 2, 2, 1, 0], rng), np.zeros((7, 5))]).astype(dtype)
+    for options, wanted in (({}, 0.0), ({"k": 5}, 0.0), ({"k": 1}, 0.6), ({"tol": 0.5}, 0.2**0.5)):
+        error = svd(library.put(a), errors="info", **options).error
+        assert type(error) is np.ndarray
+        assert error.dtype == np.float64
+        np.testing.assert_allclose(error, [wanted, 0], atol=10 * np.finfo(dtype).eps)
+    a[1] = np.nan
+    error = svd(a, k=1, errors="info", nonfinite="propagate").error
+    np.testing.assert_array_equal(np.isnan(error), [False, True])
+    assert svd(np.ones((2, 0, 3)), errors="info").error.tolist() == [0, 0]
 
 
 # ---- refusals ----------------------------------------------------------------------------------
@@ -414,7 +327,7 @@ def test_refused_arrays(function, a, kind, text):
         ({"seed": -1}, InvalidArgumentError, "seed must be in"),
         ({"seed": 2**64}, InvalidArgumentError, "seed must be in"),
         ({"method": "lanczos"}, InvalidArgumentError, "method must be one of 'auto', 'exact'"),
-        ({"method": "randomized"}, InvalidArgumentError, "k must be given"),
+        ({"method": "randomized"}, InvalidArgumentError, "k or tol must be given"),
         ({"nonfinite": "drop"}, InvalidArgumentError, "nonfinite must be one of"),
         ({"errors": "ignore"}, InvalidArgumentError, "errors must be one of"),
     ],

@@ -112,17 +112,15 @@ def atlas(  # noqa: PLR0917 - typer reads names, not positions
     from subspan.atlas import atlas as run
 
     def work(progress: Any) -> Any:
-        if out is None:
-            raise InvalidArgumentError("[atlas] --out must name a folder, got none")
         return run(
             source,
             texts or None,
-            out=out,
-            tokens=int(tokens) if tokens is not None and tokens.isdecimal() else tokens,
+            out=_required("atlas", out),
+            tokens=_count(tokens),
             window=window,
             batch_size=batch_size,
-            sites=None if sites is None else [part.strip() for part in sites.split(",")],
-            layers=None if layers is None else _layers(layers),
+            sites=None if sites is None else _parts(sites),
+            layers=None if layers is None else _layers("atlas", layers),
             outlier_factor=outlier_factor,
             first_token=first_token,
             weights=weights,
@@ -132,13 +130,118 @@ def atlas(  # noqa: PLR0917 - typer reads names, not positions
             progress=progress,
         )
 
-    result = _guarded(work, quiet=quiet)
-    if not quiet:
-        console = Console()
-        console.print()
-        console.print(result.summary, markup=False, highlight=False)
-        console.print()
-        console.print(f"Report: {result.page}", markup=False, highlight=False, soft_wrap=True)
+    _show(_guarded(work, quiet=quiet), quiet=quiet)
+
+
+@app.command()
+def compare(  # noqa: PLR0917 - typer reads names, not positions
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="Hugging Face folder, .gguf file, or saved activations (.npy, .safetensors, or "
+            "a folder of them).",
+        ),
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B", help="Another of the same kind; also A itself, with --noise or --keep."
+        ),
+    ],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[TEXT]...", help="UTF-8 text files that both models read."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output folder (required).", show_default=False),
+    ] = None,
+    unit: Annotated[
+        str,
+        typer.Option(help="A sample: token, line (mean over its tokens), or auto."),
+    ] = "auto",
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|all", help="Samples to read. By default 2048 for models, else all rows."
+        ),
+    ] = None,
+    measures: Annotated[
+        str, typer.Option(help="Measures, with commas; the first decides on the matches.")
+    ] = "cka,svcca,procrustes",
+    permutations: Annotated[int, typer.Option(help="Permutations for the null; 0: none.")] = 20,
+    level: Annotated[float, typer.Option(help="Of the null: part of the permutations.")] = 0.95,
+    null_layers: Annotated[
+        int, typer.Option(help="Layers of either side with a null of their own.")
+    ] = 6,
+    dims: Annotated[int, typer.Option(help="Dimension of the leading subspaces.")] = 16,
+    noise: Annotated[
+        float, typer.Option(help="Noise on the weights of B, as a part of their size.")
+    ] = 0.0,
+    keep: Annotated[
+        float, typer.Option(help="Part of the singular values of B's weights to keep.")
+    ] = 1.0,
+    sites: Annotated[
+        str | None,
+        typer.Option(help="Kinds or module patterns, with commas. By default resid."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, as 3,7 or start:stop:step (0:30:2).")
+    ] = None,
+    layers_b: Annotated[
+        str | None, typer.Option(help="Layers of B. By default those of A if equally deep.")
+    ] = None,
+    outlier_factor: Annotated[
+        float, typer.Option(help="A token is an outlier above this many median norms.")
+    ] = 5.0,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window. By default 512, or less for short contexts."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows per batch.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of permutations and noise.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads to use.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist on continuing an interrupted run.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run that lies in the output folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+) -> None:
+    """Compare every layer of one model with every layer of another and write a report."""
+    from subspan.comparison import compare_models as run
+
+    def work(progress: Any) -> Any:
+        return run(
+            a,
+            b,
+            texts or None,
+            out=_required("compare_models", out),
+            unit=unit,
+            samples=_count(samples),
+            measures=_parts(measures),
+            n_permutations=permutations,
+            level=level,
+            null_layers=null_layers,
+            dims=dims,
+            noise=noise,
+            keep=keep,
+            sites=None if sites is None else _parts(sites),
+            layers=None if layers is None else _layers("compare_models", layers),
+            layers_b=None if layers_b is None else _layers("compare_models", layers_b),
+            outlier_factor=outlier_factor,
+            window=window,
+            batch_size=batch_size,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    _show(_guarded(work, quiet=quiet), quiet=quiet)
 
 
 @app.command()
@@ -152,7 +255,22 @@ def info() -> None:
         typer.echo(f"{name:<{width}}  {value}")
 
 
-def _layers(text: str) -> list[int]:
+def _required(function: str, out: Path | None) -> Path:
+    if out is None:
+        raise InvalidArgumentError(f"[{function}] --out must name a folder, got none")
+    return out
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _count(text: str | None) -> int | str | None:
+    """Read a number; other words go on, to be judged by the job."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _layers(function: str, text: str) -> list[int]:
     """Read ``3,7`` or ``start:stop:step`` (also mixed: ``0:4,10``)."""
     chosen: list[int] = []
     for part in text.split(","):
@@ -164,11 +282,23 @@ def _layers(text: str) -> list[int]:
             chosen += range(*numbers)
         except (ValueError, TypeError) as error:
             raise InvalidArgumentError(
-                f"[atlas] layers must look like 3,7 or 0:30:2 (start:stop:step), got {text!r}"
+                f"[{function}] layers must look like 3,7 or 0:30:2 (start:stop:step), got {text!r}"
             ) from error
     if not chosen:
-        raise InvalidArgumentError(f"[atlas] layers must choose at least one layer, got {text!r}")
+        raise InvalidArgumentError(
+            f"[{function}] layers must choose at least one layer, got {text!r}"
+        )
     return sorted(set(chosen))
+
+
+def _show(result: Any, *, quiet: bool) -> None:
+    """Print the verdict and where the page lies."""
+    if not quiet:
+        console = Console()
+        console.print()
+        console.print(result.summary, markup=False, highlight=False)
+        console.print()
+        console.print(f"Report: {result.page}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):

@@ -14,11 +14,12 @@ inline namespace SUBSPAN_ABI {
 ///
 ///   a    [batch, m, n]  any strides
 ///   q    [batch, m, k]  C order, k = min(m, n), orthonormal columns
-///   r    [batch, k, n]  C order, upper triangular; signs of the diagonal as LAPACK leaves them
+///   r    [batch, k, n]  C order, upper triangular; signs of the diagonal as they come
 ///   info [batch]        0 or -1 (non-finite input)
 ///
-/// T: float, double. CPU: LAPACK geqrf and orgqr; O(m n k) per matrix. CUDA: as svd. Scratch per thread: about
-/// m n + m k elements.
+/// T: float, double. CPU: O(m n k) per matrix; in lanes, along rows, by blocks of rows or by LAPACK
+/// geqrf and orgqr, as svd. CUDA: as svd. Scratch per thread: about m n + 2 m k + k n elements, in
+/// lanes 64 / sizeof(T) times that.
 template <class T>
 void qr(context const& ctx, strided_view<T const, 3> a, strided_view<T, 3> q, strided_view<T, 3> r,
         strided_view<std::int32_t, 1> info, decomposition_params params = {});

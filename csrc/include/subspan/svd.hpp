@@ -31,10 +31,14 @@ struct decomposition_params {
 ///   vh   [batch, k, n]  C order
 ///   info [batch]        0, -1 (non-finite input) or the number of unconverged superdiagonals
 ///
-/// T: float, double. CPU: LAPACK gesdd, then gesvd where it fails; O(m n k) per matrix; the pool
-/// works on several matrices at once, and a matrix's result does not depend on the others. CUDA:
-/// one-sided Jacobi; all on ctx.stream, which is waited for only if a policy throws.
-/// Scratch per thread: about (m n + 4 k^2 + 7 k) elements plus LAPACK's own blocks.
+/// T: float, double. CPU: O(m n k) per matrix; the pool works on several matrices at once, and a
+/// matrix's result does not depend on the others. k <= 32: one matrix in each SIMD lane, k <= 128:
+/// the lanes along its rows, both up to 65536 entries; larger ones of k <= 32 by blocks of rows;
+/// else LAPACK gesdd, then gesvd where it fails. CUDA: one-sided Jacobi; all on ctx.stream, which is
+/// waited for only if a policy throws.
+/// Scratch per thread, in elements, with W = 64 / sizeof(T) and l = max(m, n): about
+/// W (2 l k + 2 k^2 + 40 k) in lanes, W (l k + 2 k^2 + 35 k) + 2 l k + 3 k^2 along rows; LAPACK:
+/// m n + 4 k^2 + 7 k and its own blocks. By blocks of rows: m n for all threads together.
 template <class T>
 void svd(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> s,
          std::optional<strided_view<T, 3>> u, std::optional<strided_view<T, 3>> vh,

@@ -38,19 +38,18 @@ pack_output<T> output_of(strided_view<T, Rank> const& out, bool transposed, inde
   return {data, next, row, column};
 }
 
-/// Runs the kernel on `make_task(first, count)` for all of a batch of [rows, columns]. `flops`:
-/// roughly, of one matrix.
+/// Runs the kernel on `make_task(first, count)` for all of a batch, with scratch for [rows, columns].
+/// `flops`: roughly, of one matrix.
 template <class Task, class MakeTask>
 void run_packs(context const& ctx, index_t batch, index_t rows, index_t columns, double flops,
                pack_kernels<Task> const& kernels, MakeTask&& make_task) {
-  index_t const m = std::max(rows, columns), n = std::min(rows, columns);
   // A narrow pack takes about half the time of a wide one.
   bool const few = batch <= kernels.narrow.width * thread_count(ctx);
   index_t const width = few ? kernels.narrow.width : kernels.wide.width;
   auto const grain = static_cast<index_t>(k_chunk_flops / (flops * static_cast<double>(width))) + 1;
   parallel_for(ctx, (batch + width - 1) / width, grain, [&](index_t begin, index_t end) {
     workspace<std::byte> scratch(
-        ctx, std::max(kernels.wide.scratch(rows, columns), kernels.narrow.scratch(m, n)));
+        ctx, std::max(kernels.wide.scratch(rows, columns), kernels.narrow.scratch(rows, columns)));
     for (index_t first = begin * width; first < std::min(end * width, batch); first += width) {
       index_t const count = std::min(width, batch - first);
       auto const& kernel = count <= kernels.narrow.width ? kernels.narrow : kernels.wide;
@@ -64,9 +63,12 @@ template <class T, class Task, class MakeTask>
 void for_each_pack(context const& ctx, char const* function, strided_view<T const, 3> const& a,
                    strided_view<std::int32_t, 1> info, decomposition_params params,
                    pack_kernels<Task> const& kernels, MakeTask&& make_task) {
-  auto const [batch, rows, columns] = a.shape;
-  index_t const m = std::max(rows, columns), n = std::min(rows, columns);
-  run_packs(ctx, batch, rows, columns, 20.0 * static_cast<double>(m * n * n), kernels, make_task);
+  index_t const batch = a.shape[0];
+  if (batch == 0) return;
+  auto const shape = make_task(0, 1).a;  // a wide matrix may be given by its transpose
+  double const flops = 20.0 * static_cast<double>(shape.rows * shape.cols) *
+                       static_cast<double>(std::min(shape.rows, shape.cols));
+  run_packs(ctx, batch, shape.rows, shape.cols, flops, kernels, make_task);
   apply_policies(function, info.data, batch, params);
 }
 

@@ -97,8 +97,8 @@ struct pack_qr {
 
   pack_qr(index_t rows, index_t columns)
       : m(rows), n(columns), k(std::min(rows, columns)), pitch(pack_pitch(columns)) {
-    block =
-        std::max<index_t>(16, 16384 / static_cast<index_t>(sizeof(V)) / std::max<index_t>(n, 1));
+    // Of the level's vectors, not of V: wide and narrow packs must cut the rows alike.
+    block = std::max<index_t>(16, 16384 / SUBSPAN_VECTOR_BYTES / std::max<index_t>(n, 1));
   }
 
   index_t first() const { return std::min(m, n + block); }

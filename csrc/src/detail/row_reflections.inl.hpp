@@ -11,10 +11,10 @@ constexpr int k_row_lanes = SUBSPAN_VECTOR_BYTES / static_cast<int>(sizeof(T));
 template <class T>
 using row_vector = pack<T, k_row_lanes<T>>;
 
-/// Vectors that n entries take.
+/// Vectors that n entries take, and four at least, which is what a transposition works on.
 template <class T>
 constexpr index_t vectors_of(index_t n) {
-  return (n + k_row_lanes<T> - 1) / k_row_lanes<T>;
+  return ((n + 3) / 4 * 4 + k_row_lanes<T> - 1) / k_row_lanes<T>;
 }
 /// Distance of rows: an odd number of vectors, so that a column is not in one set of the cache.
 template <class T>

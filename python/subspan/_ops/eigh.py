@@ -77,9 +77,10 @@ def eigh(
 
     Notes
     -----
-    CUDA: Jacobi rotations, and as `svd`. CPU: LAPACK syevd, O(n³) per matrix, the batch spread over
-    our threads; results depend on neither the batch nor the threads, but for the last bits where
-    n >= 512 and there are fewer matrices than threads.
+    CUDA: Jacobi rotations, and as `svd`. CPU: O(n³) per matrix, own kernels on many at once
+    up to n = 128, LAPACK's syevd above, the batch spread over our threads; normwise backward
+    stable. Bits depend on neither the batch nor the threads, but for the last ones where n >= 512
+    and there are fewer matrices than threads.
 
     The gradient is that of a function of symmetric matrices, and symmetric, although one triangle
     is read. That of ``values`` alone is :math:`V \,\mathrm{diag}(\dot\lambda)\, V^T`, safe whatever

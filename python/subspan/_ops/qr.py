@@ -35,7 +35,7 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     Returns
     -------
     QR (q, r)
-        In a's library, dtype and device. The signs of r's diagonal are LAPACK's. Differentiable,
+        In a's library, dtype and device. The signs of r's diagonal are not fixed. Differentiable,
         also twice, for a torch tensor that requires a gradient.
 
     Raises
@@ -46,9 +46,10 @@ def qr(a: Any, *, nonfinite: str = "raise") -> QR:
     Notes
     -----
     O(m n min(m, n)) per matrix. q is orthonormal to rounding whatever the rank of ``a``. CUDA: own
-    kernels, and as `svd`. CPU: LAPACK geqrf and orgqr, the batch spread over our threads; results
-    depend on neither the batch nor the threads, but for the last bits where min(m, n) >= 512 and
-    there are fewer matrices than threads.
+    kernels, and as `svd`. CPU: own kernels on many matrices at once up to min(m, n) = 128,
+    LAPACK's geqrf and orgqr above, the batch spread over our threads; bits depend on neither the
+    batch nor the threads, but for the last ones where min(m, n) >= 512 and there are fewer matrices
+    than threads.
 
     The gradient exists where the first min(m, n) columns are independent, and is not finite
     elsewhere. It costs a triangular solve and a few products.

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _arrays, _checks, _core
-from subspan._ops import _gradients, _randomized
-from subspan._ops._batch import Batch
+from subspan._ops import _centring, _gradients, _randomized
+from subspan._ops._batch import Batch, reshaped
 from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["SVD", "SVDInfo", "svd", "svdvals"]
@@ -27,13 +27,16 @@ class SVD(NamedTuple):
 
 
 class SVDInfo(NamedTuple):
-    """An `SVD` and the status of each matrix, as ``errors="info"`` returns it."""
+    """An `SVD`, the status of each matrix and its error, as ``errors="info"`` returns them."""
 
     u: Any
     s: Any
     vh: Any
     info: npt.NDArray[np.int32]
     """(...) 0 if fine, -1 for NaN or infinity in the matrix, n > 0 if n values did not converge."""
+    error: npt.NDArray[np.float64]
+    """(...) relative error |A - U diag(s) V^H|_F / |A|_F: what the rank leaves out if the factors
+    are exact, measured if they are randomized. NaN where A has NaN or infinity."""
 
 
 def svd(
@@ -42,6 +45,7 @@ def svd(
     k: int | None = None,
     method: str = "auto",
     tol: float | None = None,
+    center: Any = False,
     seed: int = 0,
     nonfinite: str = "raise",
     errors: str = "raise",
@@ -64,11 +68,20 @@ def svd(
         range finder with oversampling and subspace iteration until the captured energy settles; for
         k well below min(m, n) and decaying spectra. ``"auto"``: exact.
     tol : float, optional
-        Largest relative error :math:`\|A - A_k\|_F / \|A\|_F`, in [0, 1]. Exact: without k, the
-        smallest rank that keeps it (for a batch, the largest of the ranks of its matrices).
-        Randomized: a `UserWarning` says when the returned factors miss it.
+        Largest relative error :math:`\|A - A_k\|_F / \|A\|_F`, in [0, 1]. Without k, the rank is
+        the smallest that keeps it (for a batch, the largest of the ranks of its matrices); the
+        randomized method finds it by blocks of columns until the rest is small enough, refuses a
+        tol below 256 eps, and its rank may be a few larger. With k, a `UserWarning` says when the
+        randomized factors miss tol.
+    center : bool or array (n,) or (..., n)
+        Decompose :math:`A - 1 c^T` in place of A: True, with c the mean of the rows of each matrix,
+        worked out in float64; an array, with this c, of float32 or float64 in a's library. Exact:
+        of a centred copy, with gradients through c. Randomized: no copy, blocks of rows are centred
+        where they are multiplied.
     seed : int
-        Of the random test matrix; the same seed gives the same bits. Unused by ``"exact"``.
+        Of the random test matrix; the same seed gives the same bits with any number of our threads.
+        The products are numpy's, whose BLAS may round otherwise when its own threads change. Unused
+        by ``"exact"``.
     nonfinite : {"raise", "propagate", "ignore"}
         NaN or infinity in ``a``: an error that names the first matrix; NaN for that matrix and
         right results for the others; or no check (the caller vouches for finite input).
@@ -85,17 +98,17 @@ def svd(
 
     Returns
     -------
-    SVD (u, s, vh), or SVDInfo (u, s, vh, info) with ``errors="info"``
+    SVD (u, s, vh), or SVDInfo (u, s, vh, info, error) with ``errors="info"``
         In a's library, dtype and device. Signs are those of the algorithm; use `PCA` for fixed
-        ones. On a CUDA device ``info`` is an array there. Differentiable, also twice, for a torch
-        tensor that requires a gradient.
+        ones. On a CUDA device ``info`` and ``error`` are arrays there. Differentiable, also twice,
+        for a torch tensor that requires a gradient.
 
     Raises
     ------
     InvalidArgumentError
-        Wrong number of axes, k, tol, method, policy or gap_eps; NaN or infinity.
+        Wrong number of axes, k, tol, method, policy, shape of center or gap_eps; NaN or infinity.
     DtypeError
-        Not an array; not float32 or float64.
+        Not an array; not float32 or float64; center of another library or device than a.
     UnsupportedError
         ``method="randomized"`` for a torch tensor that requires a gradient or for a CUDA array; a
         CUDA array of a library other than torch and cupy, or where there is no CUDA library or
@@ -107,13 +120,17 @@ def svd(
 
     Notes
     -----
-    Exact: O(m n min(m, n)) flops per matrix. CPU: gesdd per matrix with the batch spread over our
-    threads. A matrix's result does not depend on the others nor on the number of threads, but
+    Exact: O(m n min(m, n)) flops per matrix. CPU: up to min(m, n) = 128 own kernels on
+    many matrices at once, LAPACK's gesdd above, the batch spread over our threads; normwise
+    backward stable. A matrix's bits do not depend on the others nor on the number of threads, but
     where min(m, n) >= 512 and there are fewer matrices than threads: LAPACK itself then runs on
     all of them and the last bits may differ. CUDA: Jacobi rotations; the call waits for the device
     unless ``errors="info"`` and ``nonfinite`` is not ``"raise"``; beyond min(m, n) = 160 or
     m n min(m, n) = 512**3 the last bits may depend on the size of the batch. Randomized:
-    (2 q + 2) products with k + p columns, q <= 10.
+    (2 q + 2) products with k + p columns, q <= 10; with tol alone six products with as many columns
+    as the rank, rounded up to blocks of 32. The error is the energy that the values lack, which is
+    free, or where this is lost in rounding (below a relative error of 100 sqrt(eps)) the norm of
+    the residual in float64, one more product with k columns.
 
     The gradient of ``s`` alone is :math:`U \,\mathrm{diag}(\dot s)\, V^T`, safe whatever the
     values. That of the vectors exists where the values are distinct and, for m != n, positive;
@@ -123,7 +140,9 @@ def svd(
     References
     ----------
     N. Halko, P.-G. Martinsson, J. A. Tropp: Finding structure with randomness. SIAM Review 53
-    (2011) 217-288, algorithms 4.4 and 5.1. Gradients: J. Townsend:
+    (2011) 217-288, algorithms 4.4 and 5.1. W. Yu, Y. Gu, Y. Li: Efficient randomized algorithms for
+    the fixed-precision low-rank matrix approximation. SIAM Journal on Matrix Analysis and
+    Applications 39 (2018) 1339-1359, algorithm 2 (randQB_EI). Gradients: J. Townsend:
     Differentiating the singular value decomposition (2016); Z.-Q. Wan, S.-X. Zhang: Automatic
     differentiation for complex valued SVD (2019), `arXiv:1909.02659
     <https://arxiv.org/abs/1909.02659>`_; with gap_eps, H.-J. Liao, J.-G. Liu, L. Wang, T. Xiang:
@@ -145,27 +164,46 @@ def svd(
     batch = Batch("svd", source, nonfinite=nonfinite, errors=errors)
     if k is not None:
         k = _checks.integer("svd", "k", k, low=1, high=max(batch.k, 1))
-    if how == "randomized" and k is None:
-        raise InvalidArgumentError("[svd] k must be given with method='randomized', got None")
-    if how == "randomized" and _arrays.device_of(a) != "cpu":
-        raise UnsupportedError(
-            "[svd] method must be 'exact' for an array on a CUDA device, got 'randomized'"
-        )
-    if how == "randomized" and source is not a:
-        raise UnsupportedError(
-            "[svd] method must be 'exact' for a tensor that requires a gradient, got 'randomized'. "
-            "Pass a.detach(), or call inside torch.no_grad()"
-        )
-    if how == "randomized" and k is not None and batch.k > 0:
-        result = _randomized.svd(batch, k, seed=number, tol=share)
+    center = _centring.checked(batch, center)
+    if how == "randomized":
+        _check_randomized(a, center, k, share)
+    result: tuple[Any, ...]
+    error: Any = None
+    if how == "randomized" and batch.k > 0 and batch.size > 0:
+        result, error = _randomized.svd(batch, k, tol=share, seed=number, center=center)
     else:
+        if center is not False:
+            a = _centring.subtracted(a, center)
+            batch.rows = reshaped(_gradients.detached(a), batch.rows.shape)
         result = _gradients.differentiable(a, rule, lambda: _exact(batch))
         rank = k if k is not None else _rank_for(batch, result[1], share)
+        if not batch.raising:
+            error = _discarded(_gradients.detached(result[1]), rank)
         if rank is not None and rank < batch.k:
             u, s, vh = result
             result = (u[..., :rank], s[..., :rank], vh[..., :rank, :])
     u, s, vh = (batch.deliver(out) for out in result)
-    return SVD(u, s, vh) if batch.raising else SVDInfo(u, s, vh, batch.status())
+    if batch.raising:
+        return SVD(u, s, vh)
+    if _arrays.device_of(error) == "cpu":
+        error = _arrays.to_numpy(error).astype(np.float64)
+    return SVDInfo(u, s, vh, batch.status(), error.reshape(batch.lead))
+
+
+def _check_randomized(a: Any, center: Any, k: int | None, tol: float | None) -> None:
+    if k is None and tol is None:
+        raise InvalidArgumentError(
+            "[svd] k or tol must be given with method='randomized', got None for both"
+        )
+    if _arrays.device_of(a) != "cpu":
+        raise UnsupportedError(
+            "[svd] method must be 'exact' for an array on a CUDA device, got 'randomized'"
+        )
+    if any(_gradients.detached(x) is not x for x in (a, center)):
+        raise UnsupportedError(
+            "[svd] method must be 'exact' for a tensor that requires a gradient, got 'randomized'. "
+            "Pass a.detach(), or call inside torch.no_grad()"
+        )
 
 
 def svdvals(a: Any, *, nonfinite: str = "raise") -> Any:
@@ -229,3 +267,14 @@ def _rank_for(batch: Batch, s: Any, tol: float | None) -> int | None:
     tail = np.cumsum(power[:, ::-1], axis=1)[:, ::-1]  # tail[:, r]: energy from r on
     kept = tail > tol**2 * tail[:, :1]
     return max(1, int(kept.sum(axis=1).max(initial=0)))
+
+
+def _discarded(s: Any, rank: int | None) -> Any:
+    """Relative Frobenius error of the leading values alone, of each matrix.
+
+    By operators that numpy, torch and cupy share, so that nobody has to wait for a device.
+    """
+    power = (s / (s[:, :1] + (s[:, :1] == 0))) ** 2
+    whole = power.sum(-1)
+    rest = power[:, rank:].sum(-1) if rank is not None else 0 * whole
+    return (rest / (whole + (whole == 0))) ** 0.5

@@ -10,6 +10,8 @@ from subspan.activations._batches import ActivationBatch as ActivationBatch
 from subspan.activations._batches import TokenBatch as TokenBatch
 from subspan.activations._site import KINDS as KINDS
 from subspan.activations._site import Site as Site
+from subspan.activations._site import headline as headline
+from subspan.activations._site import kind_name as kind_name
 from subspan.activations.capture import capture as capture
 from subspan.activations.models import Model as Model
 from subspan.activations.models import load_model as load_model
@@ -33,6 +35,8 @@ __all__ = [
     "TokenStream",
     "capture",
     "find_sites",
+    "headline",
+    "kind_name",
     "load_model",
     "open_saved",
     "tokenize",

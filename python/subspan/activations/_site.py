@@ -7,6 +7,14 @@ from subspan.errors import InvalidArgumentError
 
 KINDS = ("resid", "attn", "mlp", "k", "v")
 
+_NAMES = {
+    "resid": "residual stream",
+    "attn": "attention output",
+    "mlp": "MLP output",
+    "k": "keys",
+    "v": "values",
+}
+
 _KEY = re.compile(r"layer\.(\d+)/([^/]+)(?:/head\.(\d+))?")
 
 
@@ -61,3 +69,14 @@ class Site(NamedTuple):
         rank = KINDS.index(self.kind) if self.kind in KINDS else len(KINDS)
         layer = self.layer if self.layer >= 0 else 1 << 30
         return layer, rank, self.kind, -1 if self.head is None else self.head
+
+
+def kind_name(kind: str) -> str:
+    """Return the words for a site kind; a module's own name stays as it is."""
+    return _NAMES.get(kind, kind)
+
+
+def headline(kind: str) -> str:
+    """Return the words for a site kind with a capital letter."""
+    name = kind_name(kind)
+    return name[:1].upper() + name[1:] if kind in _NAMES else name

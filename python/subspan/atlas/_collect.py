@@ -1,19 +1,19 @@
 """The one pass over the source: states grow batch by batch and are saved as they go."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from subspan.activations import OutlierRule, Site
-from subspan.atlas._sources import Source
+from subspan.activations.sources import Source
 from subspan.atlas._state import SiteState, read_states, write_states
 from subspan.report import Stopwatch
+from subspan.report.result import Progress
 
-__all__ = ["Progress", "collect"]
-
-# called as progress(stage, done, total): stage "tokens", "weights", "spectra", "report"
-Progress = Callable[[str, int, int], None]
+__all__ = ["collect"]
 
 
 def collect(
@@ -45,13 +45,15 @@ def collect(
     batches = source.batches(batch_number)
     while batch_number < source.n_batches:
         with watch.part("model" if source.kind == "model" else "reading"):
-            number, arrays, first = next(batches)
+            batch = next(batches)
+            tokens = batch.tokens
+            first = np.zeros(batch.n_rows, bool) if tokens is None else tokens.first_in_window
         with watch.part("moments"):
             for site, state in states.items():
-                state.update(arrays[site], first, offset, rule, site.key)
-        del arrays
+                state.update(batch.arrays[site], first, offset, rule, site.key)
         offset += len(first)
-        batch_number = number + 1
+        batch_number = batch.index + 1
+        del batch, tokens
         if time.monotonic() - last_save >= every and batch_number < source.n_batches:
             with watch.part("checkpoints"):
                 _save(checkpoint, states, batch_number, offset)

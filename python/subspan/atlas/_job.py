@@ -1,26 +1,31 @@
 """The job itself: check the folder, read, analyse, draw, write, and only then show the result."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-import subspan
 from subspan.activations import OutlierRule, Site
+from subspan.activations.sources import (
+    ModelSource,
+    SavedSource,
+    Source,
+    is_saved,
+    set_threads,
+    sources_of,
+)
 from subspan.atlas._analyse import norm_counts, site_rows, weight_rows
-from subspan.atlas._collect import Progress, collect
+from subspan.atlas._collect import collect
 from subspan.atlas._outliers import outlier_report
 from subspan.atlas._page import page
 from subspan.atlas._pictures import RATIO_EDGES, pictures
-from subspan.atlas._sources import ModelSource, SavedSource, Source, is_saved, sources_of
 from subspan.atlas._state import SiteState, write_states
 from subspan.atlas._verdict import findings
-from subspan.errors import FileFormatError, InvalidArgumentError
-from subspan.report import RunFolder, Stopwatch, run_facts, style, write_json
+from subspan.errors import InvalidArgumentError
+from subspan.report import RunFolder, Stopwatch, run_facts
+from subspan.report.result import Progress, Result, finish, silent
 
 __all__ = ["SCHEMA", "Atlas", "atlas"]
 
@@ -30,7 +35,7 @@ _RESULTS = ("report.json", "moments.safetensors", "figures")
 
 
 @dataclass(frozen=True)
-class Atlas:
+class Atlas(Result):
     """A finished atlas.
 
     Attributes
@@ -41,36 +46,7 @@ class Atlas:
         The content of ``report.json``.
     """
 
-    path: Path
-    report: dict[str, Any] = field(repr=False)
-
-    @property
-    def summary(self) -> str:
-        """The verdict in words."""
-        return str(self.report["verdict"]["text"])
-
-    @property
-    def page(self) -> Path:
-        """The page to open in a browser."""
-        return self.path / "report.html"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``report.json``."""
-        return self.report
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Atlas":
-        """Read a finished atlas from its folder."""
-        file = Path(path) / "report.json"
-        try:
-            report = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise FileFormatError(
-                f"[Atlas.load] {str(file)!r} must be JSON, got {error}"
-            ) from error
-        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-            raise FileFormatError(f"[Atlas.load] {str(file)!r} must have the schema {SCHEMA!r}")
-        return cls(Path(path), report)
+    schema: ClassVar[str] = SCHEMA
 
 
 def atlas(
@@ -175,10 +151,10 @@ def atlas(
     >>> result.report["sites"][0]["all"]["dim_99"] <= 3
     True
     """
-    stages = progress or _silent
+    stages = progress or silent
     watch = Stopwatch()
     given = sources_of(texts)
-    saved = is_saved(source)
+    saved = is_saved("atlas", "source", source)
     limit = _check(saved, given, tokens, checkpoint_seconds)
     rule = OutlierRule(factor=outlier_factor, first_token=first_token)  # type: ignore[arg-type]
     if saved and first_token != "auto":
@@ -189,11 +165,11 @@ def atlas(
     folder = RunFolder(out, kind="atlas", results=_RESULTS)
     folder.check(resume=resume, overwrite=overwrite)
     if threads is not None:
-        _set_threads(threads, saved)
+        set_threads("atlas", threads, model=not saved)
     with watch.part("loading"):
         stages("loading", 0, 1)
         opened: Source = (
-            SavedSource(source, tokens=limit, sites=sites, layers=layers)
+            SavedSource(source, function="atlas", tokens=limit, sites=sites, layers=layers)
             if saved
             else ModelSource(
                 source, given, tokens=limit, window=window, batch_size=batch_size,
@@ -252,22 +228,6 @@ def _check(saved: bool, texts: list[Any], tokens: int | str | None, every: float
     return tokens
 
 
-def _set_threads(threads: int, saved: bool) -> None:
-    if isinstance(threads, bool) or threads < 1:
-        raise InvalidArgumentError(f"[atlas] threads must be at least 1, got {threads}")
-    subspan.set_num_threads(threads)
-    if not saved:
-        try:
-            import torch
-        except ImportError:
-            return  # load_model says what to install
-        torch.set_num_threads(threads)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Take no notice."""
-
-
 def _report(
     source: Source,
     states: dict[Site, SiteState],
@@ -302,7 +262,7 @@ def _report(
                 key: norm_counts(state, RATIO_EDGES).tolist() for key, state in by_key.items()
             },
         },
-        "limits": source.limits(),
+        "limits": _limits(source),
         "facts": run_facts() | {"seconds": watch.seconds, "seed": None},
     }
 
@@ -322,6 +282,26 @@ def _counted(
     yield from weight_rows(source.weights(), factor=settings["outlier_factor"], progress=tick)
 
 
+def _limits(source: Source) -> list[str]:
+    """Return what the numbers of a source do not say."""
+    if isinstance(source, SavedSource):
+        return [
+            "Only the saved rows are described; how they were chosen is not known here. Variance "
+            "is not importance: a direction of little variance may matter."
+        ]
+    said = [
+        "Ranks describe these texts: other texts, languages or lengths can use other "
+        "directions. Variance is not importance: a direction of little variance may matter "
+        "to the model's output."
+    ]
+    if str(source.model.path).endswith(".gguf"):
+        said.append(
+            "The weights are those of a GGUF release, dequantised: their spectra carry its "
+            "rounding noise, so small singular values say nothing about the original weights."
+        )
+    return said
+
+
 def _write(
     folder: RunFolder,
     report: dict[str, Any],
@@ -329,24 +309,11 @@ def _write(
     watch: Stopwatch,
     stages: Progress,
 ) -> None:
-    stage = folder.fresh_stage()
-    drawn: dict[str, tuple[str, str]] = {}
+    stages("report", 0, 1)
     with watch.part("report"):
-        stages("report", 0, 1)
-        write_states(stage / "moments.safetensors", states)
-        (stage / "figures").mkdir()
-        counts = {
-            key: np.array(line) for key, line in report["norm_ratio_histogram"]["counts"].items()
-        }
-        factor = report["settings"]["outlier_factor"]
-        for name, figure, caption in pictures(report["sites"], report["weights"], counts, factor):
-            drawn[name] = (style.save(figure, stage / "figures", name), caption)
-    report["facts"]["seconds"] = {name: round(value, 3) for name, value in watch.seconds.items()}
-    report["figures"] = {
-        name: {"png": f"figures/{name}.png", "svg": f"figures/{name}.svg", "caption": caption}
-        for name, (_, caption) in drawn.items()
-    }
-    write_json(stage / "report.json", report)
-    page(report, drawn).write(stage / "report.html")
+        write_states(folder.fresh_stage() / "moments.safetensors", states)
+    counts = {key: np.array(line) for key, line in report["norm_ratio_histogram"]["counts"].items()}
+    factor = report["settings"]["outlier_factor"]
+    drawn = pictures(report["sites"], report["weights"], counts, factor)
+    finish(folder, report, drawn, page, watch)
     stages("report", 1, 1)
-    folder.publish()

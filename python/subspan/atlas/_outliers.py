@@ -1,26 +1,18 @@
 """Who the outlier tokens are: their text, place, norm, and the dimension that carries it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from subspan.activations import Site
+from subspan.activations.sources import Tokens
 from subspan.atlas._state import SiteState
 
-__all__ = ["Tokens", "outlier_report"]
+__all__ = ["outlier_report"]
 
 _LISTED = 1000  # tokens named in the JSON report; their number is always given
-
-
-class Tokens(NamedTuple):
-    """What is known of each token of the run; ``text`` is None for saved activations."""
-
-    document: np.ndarray
-    position: np.ndarray
-    in_window: np.ndarray
-    text: Sequence[str] | None
 
 
 def outlier_report(

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subspan.atlas._words import kind_name, layer_list, percent, short
+from subspan.activations import kind_name
 from subspan.report import Page, visible
+from subspan.report.facts import fact_items
+from subspan.report.words import layer_list, percent, short
 
 __all__ = ["page"]
 
@@ -198,8 +200,7 @@ def _sites(made: Page, sites: Sequence[Row]) -> None:
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    source, facts, settings = report["source"], report["facts"], report["settings"]
-    seconds = facts["seconds"]
+    source, settings = report["source"], report["settings"]
     items = [
         ("Source", source["path"]),
         ("Source hash (SHA-256)", source["hash"]),
@@ -210,20 +211,8 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Text hash (SHA-256)", source["text_hash"]),
             ("Tokens", f"{source['n_tokens']:,} in windows of {settings['window']}"),
         ]
-    items += [
-        ("Seed", "none: nothing here is random"),
-        ("Processor", f"{facts['cpu']}, level {facts['cpu_level']}, {facts['threads']} threads"),
-        ("System", facts["system"]),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
-        (
-            "Time",
-            f"{sum(seconds.values()):.1f} s: "
-            + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
-        ),
-    ]
-    if facts["resumed"]:
-        items.append(("Resumed", "yes: the times include only the last session"))
-    return items
+    items.append(("Seed", "none: nothing here is random"))
+    return items + fact_items(report["facts"])
 
 
 def _method(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from subspan.atlas._words import headline
+from subspan.activations import headline
 from subspan.report import figures
 from subspan.report.figures import Line, Panel
 

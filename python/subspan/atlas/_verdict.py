@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from subspan.atlas._words import count, kind_name, layer_list, percent, short, span
+from subspan.activations import kind_name
 from subspan.report import visible
+from subspan.report.words import count, layer_list, percent, short, span
 
 __all__ = ["COLLAPSE_SHARE", "findings"]
 

@@ -5,9 +5,10 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Stopwatch", "run_facts"]
+__all__ = ["Stopwatch", "fact_items", "run_facts"]
 
 _PACKAGES = ("subspan", "numpy", "torch", "transformers", "tokenizers", "gguf", "matplotlib")
 
@@ -71,6 +72,24 @@ def run_facts() -> dict[str, Any]:
         "threads": int(subspan.get_num_threads()),
         "versions": versions,
     }
+
+
+def fact_items(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what :func:`run_facts` found, and times and ``resumed``, as names and texts."""
+    seconds = facts["seconds"]
+    items = [
+        ("Processor", f"{facts['cpu']}, level {facts['cpu_level']}, {facts['threads']} threads"),
+        ("System", facts["system"]),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
+        (
+            "Time",
+            f"{sum(seconds.values()):.1f} s: "
+            + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
+        ),
+    ]
+    if facts["resumed"]:
+        items.append(("Resumed", "yes: the times include only the last session"))
+    return items
 
 
 def _cpu_name() -> str:

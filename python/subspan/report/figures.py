@@ -18,8 +18,10 @@ from subspan.report.style import (
     MUTED,
     VERMILION,
     axes_style,
+    color_bar,
     figure,
-    legend,
+    shared_legend,
+    whole_ticks,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class Line(NamedTuple):
     label: str
     x: np.ndarray
     y: np.ndarray
-    role: str = ""  # "all" (dashed, vermilion), "without" (solid, blue) or "" (next colour)
+    # "all" (dashed, vermilion), "without" (solid, blue), "guide" (dotted, grey), "" (next colour)
+    role: str = ""
 
 
 class Panel(NamedTuple):
@@ -62,6 +65,7 @@ def curves(
     log_y: bool = False,
     columns: int = 3,
     wide: bool = False,
+    whole_y: bool = False,
 ) -> "Figure":
     """Draw curves against depth, one panel per kind, one legend for all of them."""
     columns = min(columns, len(panels))
@@ -90,8 +94,10 @@ def curves(
         else:
             top = max((np.nanmax(line.y, initial=0.0) for line in panel.lines), default=0.0)
             axes.set_ylim(0, 1.07 * top if top > 0 else 1.0)
-        _whole_ticks(axes.xaxis)
-    _shared_legend(made, seen)
+        whole_ticks(axes.xaxis)
+        if whole_y:
+            whole_ticks(axes.yaxis)
+    shared_legend(made, seen)
     return made
 
 
@@ -133,11 +139,8 @@ def spectra_by_depth(
                 axes.plot(x, y, color=scale.to_rgba(np.array(layer)), linewidth=0.9)
             axes.set(xscale="log", yscale="log", ylim=(1e-8, 1.6))
             _plain_log_ticks(axes.xaxis)
-    bar = made.colorbar(scale, ax=grid, fraction=0.025, pad=0.01)
-    bar.set_label("layer", fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
-    bar.outline.set_visible(False)
-    _whole_ticks(bar.ax.yaxis)
+    bar = color_bar(made, scale, grid, "layer", fraction=0.025)
+    whole_ticks(bar.ax.yaxis)
     return made
 
 
@@ -174,7 +177,7 @@ def spectrum_grid(panels: Sequence[Panel], *, columns: int = 8) -> "Figure":
         _plain_log_ticks(axes.xaxis)
     made.supxlabel("component", fontsize=9, color=INK, y=0.08 / height, va="bottom")
     made.supylabel("share of variance", fontsize=9, color=INK, x=0.08 / width, ha="left")
-    _shared_legend(made, seen, place="upper right")
+    shared_legend(made, seen, place="upper right")
     return made
 
 
@@ -213,7 +216,7 @@ def norm_histograms(
             rasterized=True,
         )  # fmt: skip
         low.invert_yaxis()
-        _whole_ticks(low.yaxis)
+        whole_ticks(low.yaxis)
         for axes in (top, low):
             axes.axvline(threshold, color=VERMILION, linewidth=1.2, linestyle=(0, (4, 2)))
         top.text(
@@ -222,10 +225,7 @@ def norm_histograms(
         )  # fmt: skip
         _plain_log_ticks(low.xaxis)
     if image is not None:
-        bar = made.colorbar(image, ax=grid[1, :], fraction=0.03, pad=0.01)
-        bar.set_label("tokens", fontsize=9, color=INK)
-        bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
-        bar.outline.set_visible(False)
+        color_bar(made, image, grid[1, :], "tokens", fraction=0.03)
     return made
 
 
@@ -270,10 +270,7 @@ def heatmaps(
                         color="#fefefe" if light else "#101418",
                     )  # fmt: skip
     if image is not None:
-        bar = made.colorbar(image, ax=list(grid), fraction=0.02, pad=0.01)
-        bar.set_label(label, fontsize=8.5, color=INK)
-        bar.ax.tick_params(labelsize=8, colors=MUTED, width=0.6)
-        bar.outline.set_visible(False)
+        color_bar(made, image, list(grid), label, fraction=0.02, size=8.5)
     return made
 
 
@@ -287,6 +284,8 @@ def _look(role: str, number: int, n_points: int) -> dict[str, Any]:
         look: dict[str, Any] = {"color": VERMILION, "linestyle": (0, (4, 2)), "marker": "s"}
     elif role == "without":
         look = {"color": BLUE, "linestyle": "-", "marker": "o"}
+    elif role == "guide":
+        look = {"color": MUTED, "linestyle": (0, (1, 2)), "marker": ""}
     else:
         look = {"color": COLORS[number % len(COLORS)], "marker": _MARKS[number % len(_MARKS)]}
     many = n_points > 40 or n_points == 0
@@ -311,12 +310,6 @@ def _edges(layers: Sequence[int]) -> np.ndarray:
     return np.concatenate([[first], between, [last]])
 
 
-def _whole_ticks(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-
-
 def _plain_log_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -325,18 +318,3 @@ def _plain_log_ticks(axis: Any) -> None:
         FuncFormatter(lambda value, _: f"{value:g}" if 1e-3 < value < 1e5 else f"{value:.0e}")
     )
     axis.set_minor_formatter(NullFormatter())
-
-
-def _shared_legend(
-    made: "Figure", seen: Mapping[str, Any], *, place: str = "outside upper right"
-) -> None:
-    if any(seen):
-        each = 0.075 * max(map(len, seen)) + 0.6  # inches, by the size of the letters
-        columns = max(1, min(len(seen), int(made.get_figwidth() / each)))
-        legend(
-            made,
-            list(seen.values()),
-            labels=list(seen),
-            loc=place,
-            ncols=columns,
-        )

@@ -1,27 +1,8 @@
-"""Numbers into words: small helpers that every sentence of the verdict shares."""
+"""Numbers into words: small helpers that the sentences of every verdict share."""
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["KINDS", "count", "headline", "kind_name", "layer_list", "percent", "short", "span"]
-
-KINDS = {
-    "resid": "residual stream",
-    "attn": "attention output",
-    "mlp": "MLP output",
-    "k": "keys",
-    "v": "values",
-}
-
-
-def kind_name(kind: str) -> str:
-    """Return the words for a site kind; a module's own name stays as it is."""
-    return KINDS.get(kind, kind)
-
-
-def headline(kind: str) -> str:
-    """Return the words for a site kind with a capital letter."""
-    name = kind_name(kind)
-    return name[:1].upper() + name[1:] if kind in KINDS else name
+__all__ = ["count", "layer_list", "listed", "percent", "short", "span"]
 
 
 def layer_list(layers: Iterable[int]) -> str:
@@ -44,6 +25,17 @@ def layer_list(layers: Iterable[int]) -> str:
             parts.append(f"{low}–{high}")
         else:
             parts += [str(layer) for layer in range(low, high + 1)]
+    return listed(parts)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return a list in words.
+
+    Examples
+    --------
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 

@@ -1,23 +1,42 @@
-"""Where activations come from: a model with texts, or files saved earlier. One face for both."""
+"""Where a job's activations come from: a model with texts, or saved files. One face for both."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from subspan import activations
-from subspan.activations import Site
-from subspan.atlas._outliers import Tokens
+import subspan
+from subspan.activations._batches import ActivationBatch
+from subspan.activations._site import KINDS, Site
+from subspan.activations.capture import capture
+from subspan.activations.models import load_model
+from subspan.activations.saved import open_saved
+from subspan.activations.sites import find_sites
+from subspan.activations.tokens import tokenize
 from subspan.errors import InvalidArgumentError
 
-__all__ = ["ModelSource", "SavedSource", "Source", "is_saved", "sources_of"]
+__all__ = [
+    "ModelSource",
+    "SavedSource",
+    "Source",
+    "Tokens",
+    "is_saved",
+    "set_threads",
+    "sources_of",
+]
 
-DEFAULT_SITES = ("resid", "attn", "mlp", "k", "v")
 _WINDOW = 512
 
-Batch = tuple[int, dict[Site, np.ndarray], np.ndarray]  # number, arrays, first token of a window
+
+class Tokens(NamedTuple):
+    """What is known of each token of a run; ``text`` is None for saved activations."""
+
+    document: np.ndarray
+    position: np.ndarray
+    in_window: np.ndarray
+    text: Sequence[str] | None
 
 
 class ModelSource:
@@ -36,24 +55,20 @@ class ModelSource:
         sites: Iterable[str | Site] | None,
         layers: Iterable[int] | None,
     ) -> None:
-        self.model = activations.load_model(source)
+        self.model = load_model(source)
         self.window = window or min(_WINDOW, self.model.context or _WINDOW)
-        self.stream = activations.tokenize(
+        self.stream = tokenize(
             self.model, texts, window=self.window, max_tokens=tokens, batch_size=batch_size
         )
-        asked = DEFAULT_SITES if sites is None else tuple(sites)
-        self._layers = None if layers is None else tuple(layers)
-        self.sites = activations.find_sites(self.model, asked, layers=self._layers)
+        asked = KINDS if sites is None else tuple(sites)
+        self.sites = find_sites(self.model, asked, layers=None if layers is None else tuple(layers))
         self.n_tokens = int(self.stream.n_tokens)
         self.n_batches = len(self.stream)
-        self.has_windows = True
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[ActivationBatch]:
         """Yield batches from number ``start`` on."""
         # the sites are final here, layers included: passing them again keeps the two in step
-        for batch in activations.capture(self.model, self.stream, sites=self.sites, start=start):
-            assert batch.tokens is not None
-            yield batch.index, dict(batch.arrays), batch.tokens.first_in_window
+        yield from capture(self.model, self.stream, sites=self.sites, start=start)
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the weight matrices."""
@@ -83,23 +98,12 @@ class ModelSource:
             text=[piece for part in parts for piece in part.pieces],
         )
 
-    def limits(self) -> list[str]:
-        """Return what the numbers of this source do not say."""
-        said = [
-            "Ranks describe these texts: other texts, languages or lengths can use other "
-            "directions. Variance is not importance: a direction of little variance may matter "
-            "to the model's output."
-        ]
-        if str(self.model.path).endswith(".gguf"):
-            said.append(
-                "The weights are those of a GGUF release, dequantised: their spectra carry its "
-                "rounding noise, so small singular values say nothing about the original weights."
-            )
-        return said
-
 
 class SavedSource:
-    """Activations saved to files; a row is a token without a text."""
+    """Activations saved to files; a row is a token without a text.
+
+    ``function`` is who asks, for messages.
+    """
 
     kind = "activations"
 
@@ -107,27 +111,27 @@ class SavedSource:
         self,
         source: Any,
         *,
+        function: str,
         tokens: int | None,
         sites: Iterable[str | Site] | None,
         layers: Iterable[int] | None,
     ) -> None:
         saved = source
         if isinstance(source, str | os.PathLike):
-            saved = activations.open_saved(Path(source))
+            saved = open_saved(Path(source))
         self.saved = saved
-        self.sites = _chosen(tuple(saved.sites), sites, layers)
+        self.sites = _chosen(function, tuple(saved.sites), sites, layers)
         self.n_tokens = int(saved.n_rows) if tokens is None else min(tokens, int(saved.n_rows))
         self.n_batches = -(-self.n_tokens // int(saved.block_rows))
-        self.has_windows = False
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[ActivationBatch]:
         """Yield blocks from number ``start`` on."""
         size = int(self.saved.block_rows)
         for number in range(start, self.n_batches):
-            block = self.saved[number]
-            rows = min(size, self.n_tokens - number * size)
-            arrays = {site: np.asarray(block.arrays[site])[:rows] for site in self.sites}
-            yield number, arrays, np.zeros(rows, bool)
+            first = number * size
+            stop = min(first + size, self.n_tokens)
+            arrays = {site: self.saved.rows(site, first, stop) for site in self.sites}
+            yield ActivationBatch(number, None, arrays)
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield nothing: saved activations carry no weights."""
@@ -153,19 +157,15 @@ class SavedSource:
         rows = np.arange(self.n_tokens)
         return Tokens(document=np.zeros_like(rows), position=rows, in_window=rows, text=None)
 
-    def limits(self) -> list[str]:
-        """Return what the numbers of this source do not say."""
-        return [
-            "Only the saved rows are described; how they were chosen is not known here. Variance "
-            "is not importance: a direction of little variance may matter."
-        ]
-
 
 Source = ModelSource | SavedSource
 
 
 def _chosen(
-    have: tuple[Site, ...], sites: Iterable[str | Site] | None, layers: Iterable[int] | None
+    function: str,
+    have: tuple[Site, ...],
+    sites: Iterable[str | Site] | None,
+    layers: Iterable[int] | None,
 ) -> tuple[Site, ...]:
     kept = have
     if sites is not None:
@@ -177,12 +177,13 @@ def _chosen(
     if not kept:
         names = ", ".join(site.key for site in have[:6])
         raise InvalidArgumentError(
-            f"[atlas] sites and layers must choose at least one saved site, got none of {names}"
+            f"[{function}] sites and layers must choose at least one saved site, got none of "
+            f"{names}"
         )
     return kept
 
 
-def is_saved(source: Any) -> bool:
+def is_saved(function: str, name: str, source: Any) -> bool:
     """Say whether a source is saved activations (not a model).
 
     A model is a folder with ``config.json`` or a ``.gguf`` file in it, a ``.gguf`` file, a weight
@@ -198,8 +199,8 @@ def is_saved(source: Any) -> bool:
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"[atlas] source must be an existing file or folder, got {str(source)!r}. Models are "
-            "not downloaded: give a folder with config.json, a .gguf file, or saved activations"
+            f"[{function}] {name} must be an existing file or folder, got {str(source)!r}. Models "
+            "are not downloaded: give a folder with config.json, a .gguf file, or saved activations"
         )
     if path.is_dir():
         return not (path / "config.json").exists() and not any(path.glob("*.gguf"))
@@ -213,3 +214,16 @@ def sources_of(texts: Any) -> list[Any]:
     if texts is None:
         return []
     return [texts] if isinstance(texts, str | os.PathLike) else list(texts)
+
+
+def set_threads(function: str, threads: int, *, model: bool) -> None:
+    """Set the threads of the native core, and of torch where a model is to run."""
+    if isinstance(threads, bool) or threads < 1:
+        raise InvalidArgumentError(f"[{function}] threads must be at least 1, got {threads}")
+    subspan.set_num_threads(threads)
+    if model:
+        try:
+            import torch
+        except ImportError:
+            return  # load_model says what to install
+        torch.set_num_threads(threads)
