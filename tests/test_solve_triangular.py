@@ -236,6 +236,26 @@ def test_nonfinite_policies(where, n, bad, rng):
     same_bits((solve_triangular(a[:2], b[:2], nonfinite="ignore"), clean[:2]))
 
 
+@pytest.mark.parametrize("where", ["diagonal", "below", "b"])
+@pytest.mark.parametrize("count", [1, 40])
+def test_infinity_that_could_hide(where, count):
+    """Divided by, or times zero, in packs and one by one; overflow of x is none."""
+    a, b = np.tile(np.eye(6), (count, 1, 1)), np.zeros((count, 6, 2))
+    last = count - 1
+    if where == "diagonal":
+        a[last, 3, 3] = np.inf
+    elif where == "below":
+        a[last, 4, 1] = -np.inf
+    else:
+        b[last, 2, 1] = np.inf
+    a[0, 5, 5], b[0, 5, 0] = 1e-200, 1e200
+    x, info = solve_triangular(a, b, nonfinite="propagate", errors="info")
+    assert info.tolist() == [0] * last + [-1]
+    assert np.isnan(x[last]).all()
+    if count > 1:
+        assert np.isposinf(x[0, 5, 0])
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if not way["unit_diagonal"]])
 @pytest.mark.parametrize("n", [1, 6, 67, 259])
 def test_zeros_on_the_diagonal(way, n, rng):

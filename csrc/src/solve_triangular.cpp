@@ -37,10 +37,19 @@ class pack_substitution {
   lane_mask<V> solve(detail::substitution_pack<lane_type<V>> const& task) {
     load_triangle<V>(task.a, a_.data, a_.row);
     load_rectangle<V>(task.b, x_.data, x_.row);
-    lane_mask<V> const status = prepare(task.unit_diagonal, task.reversed);
+    lane_mask<V> finite = V{} == V{};
+    lane_mask<V> status = prepare(task.unit_diagonal, task.reversed, finite);
     index_t i = 0;
     for (; i + k_block <= n_; i += k_block) solve_rows<k_block>(i);
     for (; i < n_; ++i) solve_rows<1>(i);
+    // What is not finite off the diagonal makes some of x so; x may also overflow by itself.
+    for (i = 0; i < n_; ++i)
+      for (index_t j = 0; j < k_; ++j) finite &= is_finite(x_(i, j));
+    if (any(~finite))
+      for (index_t l = 0; l < task.a.count; ++l)
+        if (finite[l] == 0 &&
+            !(is_finite_triangle(task.a, l, task.unit_diagonal) && is_finite_rectangle(task.b, l)))
+          status[l] = detail::k_info_nonfinite;
     return status;
   }
 
@@ -54,15 +63,13 @@ class pack_substitution {
 
  private:
   /// The inverse of the diagonal, in two factors so that neither overflows nor underflows.
-  lane_mask<V> prepare(bool unit_diagonal, bool reversed) {
+  lane_mask<V> prepare(bool unit_diagonal, bool reversed, lane_mask<V>& finite) {
     constexpr lane_type<V> big = sizeof(lane_type<V>) == 4 ? 0x1p64f : 0x1p512;
     V const one = all_lanes<V>(1);
-    lane_mask<V> finite = V{} == V{}, zero{};
+    lane_mask<V> zero{};
     for (index_t i = 0; i < n_; ++i) {
       V const diagonal = unit_diagonal ? one : a_(i, i), size = magnitude(diagonal);
       finite &= is_finite(diagonal);
-      for (index_t j = 0; j < i; ++j) finite &= is_finite(a_(i, j));
-      for (index_t j = 0; j < k_; ++j) finite &= is_finite(x_(i, j));
       auto const place = lane_mask<V>{} + static_cast<lane_index<V>>(reversed ? n_ - i : i + 1);
       if (reversed)
         zero = diagonal == 0 ? place : zero;
@@ -71,7 +78,7 @@ class pack_substitution {
       power_[i] = size < 1 / big ? all_lanes<V>(big) : size > big ? all_lanes<V>(1 / big) : one;
       inverse_[i] = 1 / (diagonal * power_[i]);
     }
-    return finite ? zero : lane_mask<V>{} - 1;
+    return zero;
   }
 
   template <int Rows>

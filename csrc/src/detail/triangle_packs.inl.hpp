@@ -104,13 +104,23 @@ lane_mask<V> is_finite(V x) {
   return magnitude(x) <= std::numeric_limits<lane_type<V>>::max();
 }
 
-/// Matrix `lane` of a task.
+/// Of matrix `lane` of a task, with or without its diagonal.
 template <class T>
-bool is_finite_triangle(detail::pack_input<T> const& a, index_t lane) {
+bool is_finite_triangle(detail::pack_input<T> const& a, index_t lane, bool unit_diagonal = false) {
   bool finite = true;
   for (index_t i = 0; i < a.rows; ++i)
-    for (index_t j = 0; j <= i; ++j)
+    for (index_t j = 0; j < i + (unit_diagonal ? 0 : 1); ++j)
       finite &= std::abs(a.data[lane * a.next + i * a.row_stride + j * a.col_stride]) <=
+                std::numeric_limits<T>::max();
+  return finite;
+}
+
+template <class T>
+bool is_finite_rectangle(detail::pack_input<T> const& b, index_t lane) {
+  bool finite = true;
+  for (index_t i = 0; i < b.rows; ++i)
+    for (index_t j = 0; j < b.cols; ++j)
+      finite &= std::abs(b.data[lane * b.next + i * b.row_stride + j * b.col_stride]) <=
                 std::numeric_limits<T>::max();
   return finite;
 }
