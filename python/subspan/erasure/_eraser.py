@@ -200,7 +200,7 @@ class LinearEraser(ConceptEstimator):
 
     @property
     def projection_(self) -> NDArray[Any]:
-        """The map as a matrix (d, d): ``x - mean_`` goes to ``projection_ @ (x - mean_)``."""
+        """The map of ``x - mean_`` as a matrix (d, d), applied from the left."""
         projector = self._projector
         whole = np.eye(projector.filters.shape[1]) - projector.patterns.T @ projector.filters
         return whole.astype(self._dtype)

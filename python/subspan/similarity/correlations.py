@@ -26,9 +26,9 @@ class Correlations(NamedTuple):
     correlations: Any
     """(k,) descending, 0 to 1."""
     weights: Any
-    """(k,) that sum to 1: equal for `cca` and `svcca`."""
+    """(k,) that sum to 1, equal for `cca` and `svcca`."""
     mean_square: float
-    """Mean of the squared correlations: the share of one space that the other explains."""
+    """Mean of the squared correlations, the share of one space that the other explains."""
     rank_x: int
     """Dimensions of x that were compared."""
     rank_y: int

@@ -44,7 +44,7 @@ class Measure(NamedTuple):
     """A distance with triangle inequality."""
     symmetric: bool
     invariances: frozenset[str]
-    """Of each side by itself: "translation", "orthogonal", "scale", "linear" (invertible maps)."""
+    """Of each side by itself; "translation", "orthogonal", "scale", "linear" (invertible maps)."""
     prepare: Callable[..., Prepared]
     options: Mapping[str, Any]
     """Keyword options and their defaults."""
