@@ -143,6 +143,21 @@ struct pack_window {
   }
 
   bool done() const { return end == 0; }
+
+  /// The last two entries of d in the window, and that of e between them.
+  struct corner {
+    V top{}, off{}, bottom{};
+  };
+  corner last_two(V const* d, V const* e) const {
+    corner found;
+    for (index_t k = begin; k < end; ++k) {
+      auto const here = ends_at(k + 1);
+      found.top = here ? d[k] : found.top;
+      found.off = here ? e[k] : found.off;
+      found.bottom = here ? d[k + 1] : found.bottom;
+    }
+    return found;
+  }
   index active_at(index_t k) const {
     index const at = index{} + static_cast<lane_type<index>>(k);
     return (at >= first) & (at < last);
@@ -189,13 +204,7 @@ lane_mask<V> iterate_bidiagonal(V* d, V* e, index_t n, rotation_list<V, 2>& list
     if (w.done()) break;
     // Shift: from the last two columns. With an entry of d that is zero no shift is right, and it
     // ends in one sweep (Demmel and Kahan 1990).
-    V top{}, bottom{}, off{};
-    for (index_t k = w.begin; k < w.end; ++k) {
-      auto const last = w.ends_at(k + 1);
-      top = last ? d[k] : top;
-      off = last ? e[k] : off;
-      bottom = last ? d[k + 1] : bottom;
-    }
+    auto const [top, off, bottom] = w.last_two(d, e);
     auto const unshifted = w.least <= 4 * negligible;
     V const shift = unshifted ? V{} : smaller_singular_value(top, off, bottom);
     V x{}, y{};
@@ -248,13 +257,7 @@ lane_mask<V> iterate_tridiagonal(V* d, V* e, index_t n, rotation_list<V, 1>& lis
     pack_window<V> const w(d, e, end, negligible);
     end = w.end;
     if (w.done()) break;
-    V top{}, bottom{}, off{};
-    for (index_t k = w.begin; k < w.end; ++k) {
-      auto const last = w.ends_at(k + 1);
-      top = last ? d[k] : top;
-      off = last ? e[k] : off;
-      bottom = last ? d[k + 1] : bottom;
-    }
+    auto const [top, off, bottom] = w.last_two(d, e);
     V const half = (top - bottom) / 2;
     V const reach = magnitude(half) + square_root(half * half + off * off);
     V const part = reach > 0 ? off / (reach > 0 ? reach : all_lanes<V>(1)) : V{};

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from subspan import _core
 from subspan._ops import _gradients
 from subspan._ops._batch import Batch
-from subspan.errors import InvalidArgumentError
 
 __all__ = ["Eigh", "EighInfo", "eigh", "eigvalsh"]
 
@@ -95,7 +94,8 @@ def eigh(
     array([1., 3.])
     """
     rule = _gradients.eigh_rule(_gradients.Gaps("eigh", gap_eps, subspace))
-    batch = _square("eigh", _gradients.detached(a), nonfinite, errors)
+    batch = Batch("eigh", _gradients.detached(a), nonfinite=nonfinite, errors=errors)
+    batch.require_square()
     values, vectors = _gradients.differentiable(a, rule, lambda: _both(batch))
     result = Eigh(batch.deliver(values), batch.deliver(vectors))
     return result if batch.raising else EighInfo(*result, batch.status())
@@ -123,22 +123,14 @@ def eigvalsh(a: Any, *, nonfinite: str = "raise") -> Any:
     array([1., 3.])
     """
     source = _gradients.detached(a)
-    batch = _square("eigvalsh", source, nonfinite, "raise")
+    batch = Batch("eigvalsh", source, nonfinite=nonfinite)
+    batch.require_square()
     if source is not a:
         rule = _gradients.eigh_rule(_gradients.Gaps("eigvalsh", 0.0, False))
         return batch.deliver(_gradients.differentiable(a, rule, lambda: _both(batch))[0])
     values = batch.empty(batch.n)
     _solve(batch, values, None)
     return batch.deliver(values)
-
-
-def _square(function: str, a: Any, nonfinite: str, errors: str) -> Batch:
-    batch = Batch(function, a, nonfinite=nonfinite, errors=errors)
-    if batch.m != batch.n:
-        raise InvalidArgumentError(
-            f"[{function}] a must be square in its last two axes, got {batch.m} x {batch.n}"
-        )
-    return batch
 
 
 def _both(batch: Batch) -> tuple[Any, Any]:
