@@ -66,7 +66,6 @@ def test_levels_are_really_different_code(reports):
     # only the width differs, which the test of the built code below sees.
     baseline, *fused = (json.dumps(report["values"]["float32"]) for report in reports.values())
     assert baseline not in fused
-    assert len({json.dumps(report["values"]["svd"]) for report in reports.values()}) == 1
 
 
 @pytest.mark.parametrize("level", ["v9", "avx2", "V3", " v3", "baseline,v3"])

@@ -5,17 +5,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-check() { # name, CMake options
-  local name=$1 work=$PWD/build/cpp-$1 library
-  shift
+check() { # name, build tree (objects may serve several checks), CMake options
+  local name=$1 work=$PWD/build/cpp-$1 tree=$PWD/build/cpp-$2 library
+  shift 2
   rm -rf "$work/prefix" "$work/moved" "$work/consumer"
-  cmake --log-level=WARNING -S . -B "$work/build" -G Ninja --install-prefix "$work/prefix" "$@"
-  cmake --build "$work/build" --target install > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+  mkdir -p "$work"
+  cmake --log-level=WARNING -S . -B "$tree" -G Ninja --install-prefix "$work/prefix" "$@"
+  cmake --build "$tree" --target install > "$work/build.log" || { cat "$work/build.log"; exit 1; }
   # Gone from where it was built and from where it was installed: only the moved tree is left.
   mkdir "$work/moved"
   mv "$work/prefix" "$work/moved/elsewhere"
-  mv "$work/build" "$work/hidden"
-  trap 'mv "$work/hidden" "$work/build"' EXIT
+  mv "$tree" "$tree-hidden"
+  trap 'mv "$tree-hidden" "$tree"' EXIT
   if grep -rlF "$PWD" --include='*.cmake' --include='*.hpp' "$work/moved"; then
     echo "check_cpp: the files above name the build tree" >&2
     exit 1
@@ -40,21 +41,22 @@ check() { # name, CMake options
     fi
   fi
   trap - EXIT
-  mv "$work/hidden" "$work/build"
+  mv "$tree-hidden" "$tree"
   echo "check_cpp: $name: fine"
 }
 
 case $1 in
   scipy-openblas)
-    check scipy-openblas -DSUBSPAN_BLAS=scipy-openblas -DPython_EXECUTABLE="$PWD/.venv/bin/python"
+    check scipy-openblas openblas-tree -DSUBSPAN_BLAS=scipy-openblas -DPython_EXECUTABLE="$PWD/.venv/bin/python"
     ;;
   system)
     if ! echo 'int main() {}' | "${CXX:-c++}" -x c++ - -llapack -o /dev/null 2> /dev/null; then
       echo "check_cpp: SKIPPED: no LAPACK on this system (Debian: apt-get install liblapack-dev)" >&2
       exit 0
     fi
-    check system-static -DSUBSPAN_BLAS=system -DSUBSPAN_CUDA=OFF
-    check system-shared -DSUBSPAN_BLAS=system -DSUBSPAN_CUDA=OFF -DBUILD_SHARED_LIBS=ON
+    options=(-DSUBSPAN_BLAS=system -DSUBSPAN_CUDA=OFF)
+    check system-static system-tree "${options[@]}" -DBUILD_SHARED_LIBS=OFF
+    check system-shared system-tree "${options[@]}" -DBUILD_SHARED_LIBS=ON
     ;;
   *)
     sed -n '2,4p' "$0" >&2
