@@ -7,6 +7,7 @@ import numpy as np
 
 from subspan import _arrays
 from subspan.errors import DtypeError, InvalidArgumentError
+from subspan.sae.autoencoder import Autoencoder
 
 __all__ = ["Coder"]
 
@@ -30,7 +31,7 @@ class Coder:
         self.function, self.sae = function, sae
         self._library = getattr(sae, "library", None) or ("torch" if _torch() else "numpy")
         self._dtype = str(getattr(sae, "dtype", None) or "float32").rpartition(".")[2]
-        self.encodes = hasattr(sae, "encode") and hasattr(sae, "decode")
+        self.encodes = isinstance(sae, Autoencoder)
 
     def reconstruct(self, x: Any) -> np.ndarray:
         """Return the reconstruction of rows (m, d), float32 or float64."""
@@ -43,7 +44,7 @@ class Coder:
 
     def decode(self, x: Any, code: Any) -> np.ndarray:
         """Return what ``code``, that of rows x, stands for."""
-        return self._checked(x, self.sae.decode(code))
+        return self._checked(x, self.sae.decode(code, self._own(x)))
 
     def _own(self, x: Any) -> Any:
         """Return rows as the autoencoder takes them."""

@@ -41,7 +41,8 @@ class Head:
         with torch.no_grad():
             whole = hf(**inputs).logits
             parts = self._head(hf.base_model(**inputs)[0])
-        return whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-4, atol=1e-4)
+        same = whole.shape == parts.shape
+        return same and bool(torch.allclose(whole, parts, rtol=1e-4, atol=1e-4))
 
     def states(self, inputs: Mapping[str, Any]) -> Any:
         """Return (batch, tokens, ·): what `logits` takes."""
@@ -115,4 +116,4 @@ class Losses:
 
     def kl(self) -> dict[str, float]:
         """Return the mean KL(clean || way) of every other way, in nats per token."""
-        return {name: total / self.n for name, total in self._kl.items()}
+        return {name: max(total, 0.0) / self.n for name, total in self._kl.items()}  # rounding

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from subspan import _checks
+from subspan import RaggedCode, _checks
 from subspan.activations import (
     Model,
     OutlierRule,
@@ -19,12 +20,13 @@ from subspan.activations import (
 )
 from subspan.errors import InvalidArgumentError
 from subspan.sae._adapter import Coder
-from subspan.sae._fit import Fit
 from subspan.sae._losses import Head, Losses
+from subspan.sae.metrics import CodeStatistics, kl_recovered, loss_recovered
 
 __all__ = ["Evaluation", "evaluate"]
 
 _ABLATIONS = ("zero", "mean")
+_OF_CODES = ("n_latents", "l0", "l1", "dead_fraction", "dead_window", "fires_above")
 _WINDOW = 512
 
 
@@ -45,19 +47,18 @@ class Evaluation:
     kl: dict[str, float]
     """KL(clean || run) in nats per token: ``spliced``, and each ablation."""
     reconstruction: dict[str, float]
-    """``explained_variance``, ``nmse``, ``mse``, ``cosine``, ``l2_ratio``, ``bias``, and ``l0``
-    where the autoencoder has codes; over the tokens that are not excluded."""
+    """Measures of `metrics.CodeMetrics` over the tokens that are not excluded; those of codes (L0,
+    L1, dead latents) only for an `Autoencoder`."""
 
     def ce_recovered(self, ablation: str = "zero") -> float:
         """Return (CE_ablated - CE_spliced) / (CE_ablated - CE_clean); 1 is no loss at all."""
         entropy = self.cross_entropy
-        gap = self._of(entropy, ablation) - entropy["clean"]
-        return (entropy[ablation] - entropy["spliced"]) / gap if gap else float("nan")
+        ablated = self._of(entropy, ablation)
+        return loss_recovered(entropy["clean"], entropy["spliced"], ablated)
 
     def kl_score(self, ablation: str = "zero") -> float:
         """Return (KL_ablated - KL_spliced) / KL_ablated; 1 is no divergence at all."""
-        ablated = self._of(self.kl, ablation)
-        return (ablated - self.kl["spliced"]) / ablated if ablated else float("nan")
+        return kl_recovered(self.kl["spliced"], self._of(self.kl, ablation))
 
     def _of(self, values: dict[str, float], ablation: str) -> float:
         known = [name for name in values if name in _ABLATIONS]
@@ -196,10 +197,11 @@ class _Runs:
         self.model, self.head, self.coder, self.rule = model, head, coder, rule
         with splice(model, site, lambda _: None) as found:
             self.site = found
-        self.losses, self.fit = Losses(), Fit()
+        self.losses = Losses()
+        self.stats = CodeStatistics(coder.sae.n_latents if coder.encodes else 1)
         self.reference: float | None = None
         self.mean: Any = None
-        self.n_tokens = self.n_excluded = self.n_codes = 0
+        self.n_tokens = self.n_excluded = 0
 
     def survey(self, stream: Any) -> None:
         """Find the reference norm of the outlier rule, and the mean of the tokens it keeps."""
@@ -246,8 +248,7 @@ class _Runs:
         for name, made in self._stand_ins(rows, ablations):
             new = flat.clone()
             new[chosen] = made.to(device=flat.device, dtype=flat.dtype)
-            changed = new.reshape(x.shape)
-            with splice(self.model, self.site, lambda _, changed=changed: changed):
+            with splice(self.model, self.site, partial(_instead, new.reshape(x.shape))):
                 ways[name] = self.head.states(inputs)
         self.losses.update(self.head, ways, tokens)
         self.n_tokens += len(kept)
@@ -256,13 +257,15 @@ class _Runs:
     def _stand_ins(self, rows: Any, ablations: Sequence[str]) -> Iterable[tuple[str, Any]]:
         import torch
 
+        code: Any = RaggedCode(
+            np.zeros(0), np.zeros(0, np.int64), np.zeros(len(rows) + 1, np.int64)
+        )
         if self.coder.encodes:
             code = self.coder.encode(rows)
             made = self.coder.decode(rows, code)
-            self.n_codes += int((code.values != 0).sum())
         else:
             made = self.coder.reconstruct(rows)
-        self.fit.update(rows.cpu().numpy(), made)
+        self.stats.update(rows.cpu().numpy(), code, made)
         yield "spliced", torch.from_numpy(made)
         if "zero" in ablations:
             yield "zero", torch.zeros_like(rows)
@@ -271,9 +274,9 @@ class _Runs:
 
     def result(self) -> Evaluation:
         """Return the means."""
-        reconstruction = self.fit.summary()
-        if self.coder.encodes:
-            reconstruction["l0"] = self.n_codes / max(self.fit.n, 1)
+        found = self.stats.results().scalars()
+        of_codes = () if self.coder.encodes else _OF_CODES
+        reconstruction = {name: value for name, value in found.items() if name not in of_codes}
         return Evaluation(
             site=self.site.key,
             n_tokens=self.n_tokens,
@@ -283,6 +286,10 @@ class _Runs:
             kl=self.losses.kl(),
             reconstruction=reconstruction,
         )
+
+
+def _instead(new: Any, _: Any) -> Any:
+    return new
 
 
 def _defined(value: Any) -> Any:
