@@ -12,11 +12,11 @@ from subspan.sae._contexts import Contexts, uniform
 from subspan.sae._entries import entries
 from subspan.sae.metrics import CodeMetrics, CodeStatistics
 
-__all__ = ["HISTOGRAM", "Collected", "Context", "collect", "position_edges"]
+__all__ = ["HISTOGRAM", "PER_OCTAVE", "Collected", "Context", "bin_edge", "collect"]
 
 # Bins of activations: quarters of octaves from 2^-20 to 2^20, what is outside in the outer ones.
 HISTOGRAM = 160
-_PER_OCTAVE, _LOWEST = 4, -20
+PER_OCTAVE, _LOWEST = 4, -20
 
 
 @dataclass(frozen=True)
@@ -146,16 +146,16 @@ def _longer(counts: np.ndarray, length: int) -> np.ndarray:
 
 def _bins(values: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        places = np.floor(np.log2(np.abs(values)) * _PER_OCTAVE) - _LOWEST * _PER_OCTAVE
+        places = np.floor(np.log2(np.abs(values)) * PER_OCTAVE) - _LOWEST * PER_OCTAVE
     return np.asarray(np.clip(places, 0, HISTOGRAM - 1).astype(np.int64))
 
 
 def bin_edge(place: np.ndarray) -> np.ndarray:
     """Return the lower edge of bins of the histogram."""
-    return np.asarray(2.0 ** (place / _PER_OCTAVE + _LOWEST))
+    return np.asarray(2.0 ** (place / PER_OCTAVE + _LOWEST))
 
 
-def position_edges(last: int) -> np.ndarray:
+def _position_edges(last: int) -> np.ndarray:
     """Return 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... beyond ``last``: two groups for each octave."""
     edges = [0, 1, 2, 3, 4]
     while edges[-1] <= last:
@@ -171,7 +171,7 @@ class _ByPosition:
     """
 
     def __init__(self) -> None:
-        self._edges = position_edges(1 << 40)
+        self._edges = _position_edges(1 << 40)
         groups = len(self._edges) - 1
         self._n, self._error, self._spread = np.zeros((3, groups))
         self._shift: Any = None

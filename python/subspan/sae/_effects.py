@@ -63,21 +63,25 @@ def logit_effects(model: Model, w_dec: np.ndarray, k: int) -> Effects | None:
 
 
 def _through(norm: Any, rows: np.ndarray) -> tuple[np.ndarray, str]:
-    """Return decoder rows after the part of the norm that is linear, and what that is."""
-    centred = "layernorm" in type(norm).__name__.lower() and "rms" not in type(norm).__name__.lower()
-    words = "The final norm"
-    if centred:
-        rows = rows - rows.mean(axis=1, keepdims=True)
-        words += " counts with its centring and"
-    else:
-        words += " counts with"
-    weight = getattr(norm, "weight", None)
-    if weight is None:
-        return rows, words + " no weight."
-    gain = weight.detach().float().cpu().numpy()
-    if "gemma" in type(norm).__name__.lower():  # its norms multiply by 1 + weight
-        gain = 1 + gain
-    return rows * gain, words + " its weight; what it divides by is left out."
+    """Return decoder rows after the part of the norm that is linear, and what that is.
+
+    The norm is asked, not its class: of x and -x, its bias cancels, and whether adding a constant
+    changes anything says whether it centres.
+    """
+    import torch
+
+    x = torch.ones(rows.shape[1])
+    x[1::2] = -1.0
+    like = next(norm.parameters(), x)
+    with torch.no_grad():
+        at = [norm(v.to(like)).float().cpu().numpy() for v in (x, -x, x + 8)]
+    probe = x.numpy()
+    centres = np.allclose(at[0], at[2], rtol=1e-2, atol=1e-3 * np.abs(at[0]).max())
+    if centres:
+        rows, probe = rows - rows.mean(axis=1, keepdims=True), probe - probe.mean()
+    gain = (at[0] - at[1]) / 2 / (probe / np.sqrt((probe**2).mean()))
+    words = "The final norm counts with its weight" + (" and its centring" if centres else "")
+    return rows * gain, f"{words}; what it divides by is left out."
 
 
 def final_norm(model: Model) -> Any:

@@ -16,10 +16,10 @@ from subspan.activations import (
     capture,
     load_model,
     splice,
-    tokenize,
 )
 from subspan.errors import InvalidArgumentError
 from subspan.sae._adapter import Coder
+from subspan.sae._source import batches_of
 from subspan.sae._losses import Head, Losses
 from subspan.sae.metrics import CodeStatistics, kl_recovered, loss_recovered
 
@@ -27,7 +27,6 @@ __all__ = ["Evaluation", "evaluate"]
 
 _ABLATIONS = ("zero", "mean")
 _OF_CODES = ("n_latents", "l0", "l1", "dead_fraction", "dead_window", "fires_above")
-_WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Evaluation:
             "ce_recovered": {name: self.ce_recovered(name) for name in known},
             "kl_score": {name: self.kl_score(name) for name in known},
         }
-        plain: dict[str, Any] = _defined(asdict(self) | scores)
+        plain: dict[str, Any] = defined(asdict(self) | scores)
         return plain
 
 
@@ -167,7 +166,7 @@ def evaluate(
     coder = Coder("evaluate", sae)
     opened = load_model(model)
     head = Head(opened)
-    stream = stream_of(opened, texts, tokens=tokens, window=window, batch_size=batch_size)
+    stream = batches_of(opened, texts, tokens=tokens, window=window, batch_size=batch_size)
     runs = _Runs(opened, head, coder, site, exclude)
     runs.survey(stream)
     for number, batch in enumerate(stream):
@@ -175,17 +174,6 @@ def evaluate(
         if progress is not None:
             progress("evaluation", number + 1, len(stream))
     return runs.result()
-
-
-def stream_of(
-    model: Model, texts: Any, *, tokens: int | None, window: int | None, batch_size: int
-) -> Sequence[TokenBatch]:
-    """Return batches of tokens, made of texts where these are not batches already."""
-    several = isinstance(texts, Sequence) and not isinstance(texts, str)
-    if several and len(texts) and isinstance(texts[0], TokenBatch):
-        return texts  # type: ignore[no-any-return]
-    room = window or min(_WINDOW, model.context or _WINDOW)
-    return tokenize(model, texts, window=room, max_tokens=tokens, batch_size=batch_size)
 
 
 class _Runs:
@@ -292,8 +280,8 @@ def _instead(new: Any, _: Any) -> Any:
     return new
 
 
-def _defined(value: Any) -> Any:
-    """Return nested plain values with None for NaN, which JSON has not."""
+def defined(value: Any) -> Any:
+    """Return plain values, nested or not, with None for NaN, which JSON has not."""
     if isinstance(value, dict):
-        return {name: _defined(inner) for name, inner in value.items()}
+        return {name: defined(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
