@@ -4,7 +4,7 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from importlib import resources
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +64,10 @@ def write_features(
 def explorer(features: Path) -> tuple[str, str, str]:
     """Return markup, style and script of the cards, with a file of features inside."""
     packed = base64.b64encode(zlib.compress(features.read_bytes(), 9)).decode()
-    here = resources.files("subspan.sae")
+    here = files("subspan.sae")
     data = f'<script type="text/plain" id="features-data">{packed}</script>'
-    return _FORM + data, _text(here, "explorer.css"), _text(here, "explorer.js")
-
-
-def _text(here: resources.abc.Traversable, name: str) -> str:
-    return (here / name).read_text("utf-8")
+    style, script = ((here / f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    return _FORM + data, style, script
 
 
 def _shown(text: str) -> str:
@@ -116,8 +113,8 @@ def _places(found: Collected) -> dict[str, np.ndarray]:
     used = np.cumsum(change[:-1]) > 0
     taken = np.flatnonzero(used)
     gap = np.diff(taken, prepend=-2) > 1  # a break before it, so that no word runs across
-    place = np.cumsum(used)
-    place[taken] += np.cumsum(gap) - 1
+    place = np.zeros(found.n_tokens, np.int64)
+    place[taken] = np.arange(len(taken)) + np.cumsum(gap)
     stream = np.full(len(taken) + int(gap.sum()), -1, np.int32)
     stream[place[taken]] = found.text_of[taken]
     largest = found.metrics.max_activation[:, None, None]

@@ -8,7 +8,7 @@ from subspan.report import Page
 from subspan.report.facts import fact_items
 from subspan.report.words import percent, short
 from subspan.sae._features import explorer
-from subspan.sae._verdict import place
+from subspan.sae._verdict import place, share
 
 __all__ = ["page"]
 
@@ -60,14 +60,14 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]], features: Path) -> P
 def _cards(report: Row) -> list[tuple[str, str, str]]:
     metrics, found = report["metrics"], report["evaluation"]
     cards = [
-        (percent(metrics["explained_variance"]), "variance explained", "of the tokens kept"),
+        (share(metrics["explained_variance"]), "variance explained", "of the tokens kept"),
         (short(float(metrics["l0"])), "latents for each token", f"of {metrics['n_latents']:,}"),
     ]
     if found is not None:
         for name, value in found["ce_recovered"].items():
             if value is not None:
-                cards.append((percent(value), "loss recovered", f"{name} ablation"))
-        cards.append((f"+{found['ce_increase']:.3f}", "cross-entropy", "nats for each token"))
+                cards.append((share(value), "loss recovered", f"{name} ablation"))
+        cards.append((f"{found['ce_increase']:+.3f}", "cross-entropy", "nats for each token"))
     never = f"never fire on {metrics['n_rows']:,} tokens"
     cards.append((percent(metrics["dead_fraction"]), "of the latents", never))
     return cards
@@ -101,15 +101,18 @@ def _facts(report: Row) -> list[tuple[str, str]]:
         ("Text hash (SHA-256)", source["text_hash"]),
         ("Tokens", f"{source['n_tokens']:,}, of which {source['n_excluded']:,} excluded"),
         ("Excluded", settings["excluded"]),
-        ("Autoencoder", f"{sae['architecture']}, width {sae['width']}, {sae['n_latents']:,} latents"),
+        (
+            "Autoencoder",
+            f"{sae['architecture']}, {sae['n_latents']:,} latents, width {sae['width']}",
+        ),
         ("Autoencoder hash (SHA-256)", sae["hash"]),
     ]
     if report["evaluation"] is not None:
         found = report["evaluation"]
         text = f"{found['n_predictions']:,} predictions on {found['n_tokens']:,} tokens"
         items.append(("Loss", f"{text}, {found['n_excluded']:,} of which kept their activations"))
-    seed = f"{settings['seed']}, for the places drawn at random"
-    return [*((name, text) for name, text in items if text), ("Seed", seed), *fact_items(report["facts"])]
+    items.append(("Seed", f"{settings['seed']}, for the places drawn at random"))
+    return [(name, text) for name, text in items if text] + fact_items(report["facts"])
 
 
 def _method(report: Row) -> list[tuple[str, str]]:

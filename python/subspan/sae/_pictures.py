@@ -72,6 +72,11 @@ def _bars(axes: "Axes", histogram: Row, *, title: str, xlabel: str, ylabel: str)
     axes_style(axes, title=title, xlabel=xlabel, ylabel=ylabel)
     counts = np.array(histogram["counts"], float)
     axes.stairs(counts, histogram["edges"], fill=True, color=BLUE, alpha=0.85)
+    used = np.flatnonzero(counts)
+    if used.size and used[0] < used[-1]:
+        edges = histogram["edges"]
+        room = 0.03 * (edges[used[-1] + 1] - edges[used[0]])
+        axes.set_xlim(edges[used[0]] - room, edges[used[-1] + 1] + room)
     axes.set_ylim(0, 1.08 * max(counts.max(initial=0.0), 1.0))
 
 
@@ -87,7 +92,8 @@ def _training(rows: Sequence[Row]) -> Iterator[Picture]:
         return
     made = figure(2.4 * len(known) + 0.3, 2.5)
     steps = np.array([row["step"] for row in rows])
-    for axes, (name, title) in zip(made.subplots(1, len(known), squeeze=False)[0], known, strict=True):
+    grid = made.subplots(1, len(known), squeeze=False)[0]
+    for axes, (name, title) in zip(grid, known, strict=True):
         axes_style(axes, title=title, xlabel="step")
         values = [row.get(name) for row in rows]
         axes.plot(steps, [np.nan if v is None else v for v in values], color=BLUE, linewidth=1.2)

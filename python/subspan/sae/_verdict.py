@@ -6,7 +6,7 @@ from typing import Any
 from subspan.activations import Site, kind_name
 from subspan.report.words import count, percent, short
 
-__all__ = ["findings", "place"]
+__all__ = ["findings", "place", "share", "thresholds"]
 
 Row = Mapping[str, Any]
 _DENSE = 0.1  # of the tokens: a latent that fires on more says little about any of them
@@ -30,7 +30,7 @@ def findings(report: Row) -> list[dict[str, Any]]:
     said = [
         {
             "id": "fit",
-            "text": f"The autoencoder explains {percent(metrics['explained_variance'])} of the "
+            "text": f"The autoencoder explains {share(metrics['explained_variance'])} of the "
             f"variance of {place(report['settings']['site'])}, with {short(float(metrics['l0']))} "
             f"of {n:,} latents for each token on average.",
         }
@@ -57,6 +57,11 @@ def findings(report: Row) -> list[dict[str, Any]]:
     return said
 
 
+def share(value: float) -> str:
+    """Return a score as per cent: unlike a part of something it may be negative or above 100."""
+    return percent(value) if 0 <= value <= 1 else f"{100 * value:.1f} %"
+
+
 def thresholds() -> tuple[float, float]:
     """Return from which density a latent is dense, and from which cosine it has a twin."""
     return _DENSE, _TWIN
@@ -71,11 +76,12 @@ def _loss(evaluation: Row | None) -> list[dict[str, Any]]:
         f"goes from {entropy['clean']:.3f} to {entropy['spliced']:.3f} nats for each token"
     )
     parts = [
-        f"{percent(value)} of the loss under {name} ablation"
+        f"{share(value)} of the loss under {name} ablation"
         for name, value in recovered.items()
         if value is not None
     ]
-    text += f": {' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} recovered" if parts else ""
+    if parts:
+        text += f": {' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} recovered"
     return [{"id": "loss", "text": f"{text}."}]
 
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,7 +69,7 @@ def report(
     exclude: OutlierRule | None = OutlierRule(),  # noqa: B008 - frozen
     evaluation: Evaluation | None = None,
     training: Any = None,
-    top: int = 6,
+    top: int = 8,
     sample: int = 3,
     before: int = 14,
     after: int = 6,
@@ -149,9 +148,7 @@ def report(
     watch = Stopwatch()
     coder = Coder("report", sae)
     if not isinstance(coder.sae, Autoencoder):
-        raise DtypeError(
-            f"[report] sae must be an Autoencoder or an SAE, got {type(sae).__name__}"
-        )
+        raise DtypeError(f"[report] sae must be an Autoencoder or an SAE, got {type(sae).__name__}")
     counts = {"before": before, "after": after, "sample": sample, "effects": effects, "near": near}
     for name, value in counts.items():
         _checks.integer("report", name, value, low=0, high=255)
@@ -209,7 +206,7 @@ def _dictionary(
     return neighbours(w_dec, near), changed
 
 
-def _report(
+def _report(  # noqa: PLR0917 - all of it is named at the one call
     found: Collected,
     alike: Neighbours,
     sae: Autoencoder,
@@ -258,7 +255,9 @@ def _plain(value: Any) -> Any:
 
 
 def _histogram(values: np.ndarray, bins: Any) -> dict[str, Any]:
-    counts, edges = np.histogram(values, bins) if values.size else (np.zeros(1, int), np.arange(2.0))
+    if not values.size:
+        return {"counts": [0], "edges": [0.0, 1.0]}
+    counts, edges = np.histogram(values, bins)
     return {"counts": counts.tolist(), "edges": [float(f"{edge:.6g}") for edge in edges]}
 
 
