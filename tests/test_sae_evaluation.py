@@ -153,7 +153,10 @@ def test_heads_that_bend_their_logits_are_run_whole():
     from subspan.activations import TokenBatch
 
     ids, zeros = np.arange(12) % 32, np.zeros(12, np.int64)
-    batch = TokenBatch(0, ids, tuple("abcdefghijkl"), zeros, ids, ids, zeros > 0, np.array([7, 5]))
+    batch = TokenBatch(
+        index=0, ids=ids, pieces=tuple("abcdefghijkl"), shared=zeros, document=zeros, position=ids,
+        window_position=ids, special=zeros > 0, lengths=np.array([7, 5]),
+    )  # fmt: skip
     assert not Head(model).is_linear
     found = evaluate(Identity(), model, [batch], site="layer.01/resid")
     with torch.no_grad():

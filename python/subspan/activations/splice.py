@@ -49,7 +49,8 @@ def splice(model: Model, site: str | Site, replace: Replace) -> Iterator[Site]:
     --------
     >>> import torch, transformers
     >>> from subspan.activations import load_model, splice
-    >>> config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=16)
+    >>> config = transformers.GPT2Config(
+    ...     n_embd=8, n_layer=2, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0)
     >>> model = load_model(transformers.GPT2LMHeadModel(config))
     >>> ids = torch.arange(4)[None]
     >>> with torch.no_grad(), splice(model, "layer.01/resid", torch.zeros_like):

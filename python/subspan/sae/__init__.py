@@ -12,11 +12,13 @@ from subspan.sae.autoencoder import ARCHITECTURES as ARCHITECTURES
 from subspan.sae.autoencoder import Autoencoder as Autoencoder
 from subspan.sae.evaluation import Evaluation as Evaluation
 from subspan.sae.evaluation import evaluate as evaluate
+from subspan.sae.reporting import Report as Report
+from subspan.sae.reporting import report as report
 
 # Names that need torch, and where they are.
 _LAZY: dict[str, str] = {}
 
-__all__ = ["ARCHITECTURES", "Autoencoder", "Evaluation", "evaluate"]
+__all__ = ["ARCHITECTURES", "Autoencoder", "Evaluation", "Report", "evaluate", "report"]
 
 
 def __getattr__(name: str) -> Any:
