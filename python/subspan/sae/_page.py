@@ -40,7 +40,7 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]], features: Path) -> P
         if name in drawn:
             made.figure(*drawn[name])
     made.section("Metrics")
-    made.table(["Measure", "Value", "Definition"], _rows(report))
+    _metrics(made, report)
     made.section("Run facts")
     made.definitions(_facts(report))
     made.section("How to read this")
@@ -59,9 +59,12 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]], features: Path) -> P
 
 def _cards(report: Row) -> list[tuple[str, str, str]]:
     metrics, found = report["metrics"], report["evaluation"]
+    fit, remark = metrics, "of the tokens kept"
+    if found is not None and report["settings"]["held_out"]:
+        fit, remark = found["reconstruction"], "of text held out"
     cards = [
-        (share(metrics["explained_variance"]), "variance explained", "of the tokens kept"),
-        (short(float(metrics["l0"])), "latents for each token", f"of {metrics['n_latents']:,}"),
+        (share(fit["explained_variance"]), "variance explained", remark),
+        (short(float(fit["l0"])), "latents for each token", f"of {metrics['n_latents']:,}"),
     ]
     if found is not None:
         for name, value in found["ce_recovered"].items():
@@ -73,23 +76,35 @@ def _cards(report: Row) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _rows(report: Row) -> list[list[object]]:
+def _metrics(made: Page, report: Row) -> None:
     metrics, found = report["metrics"], report["evaluation"]
-    rows: list[list[object]] = [[title, metrics[name], what] for name, title, what in _METRICS]
+    columns = ["Measure", f"{metrics['n_rows']:,} tokens of the cards"]
+    if found is not None:
+        held_out = "held-out " if report["settings"]["held_out"] else ""
+        columns.append(f"{found['reconstruction']['n_rows']:,} {held_out}tokens of the losses")
+    rows: list[list[object]] = []
+    for name, title, what in _METRICS:
+        line: list[object] = [title, metrics[name]]
+        line += [] if found is None else [found["reconstruction"].get(name)]
+        rows.append([*line, what])
+    made.table([*columns, "Definition"], rows)
     if found is None:
-        return rows
+        return
     entropy, kl = found["cross_entropy"], found["kl"]
-    words = {"clean": "of the model as it is", "spliced": "with the reconstruction"}
+    words = {"clean": "the model as it is", "spliced": "the reconstruction"}
+    rows = []
     for name, value in entropy.items():
-        what = words.get(name, f"with {name} in the place of the activations")
-        rows.append([f"Cross-entropy, {name}", value, f"{what}, nats for each token"])
-    for name, value in found["ce_recovered"].items():
-        what = f"(CE {name} − CE spliced) / (CE {name} − CE clean)"
-        rows.append([f"CE recovered, {name} ablation", value, what])
-    rows.append(["KL, spliced", kl["spliced"], "KL(clean ‖ spliced), nats for each token"])
-    for name, value in found["kl_score"].items():
-        rows.append([f"KL score, {name} ablation", value, f"1 − KL spliced / KL {name}"])
-    return rows
+        what = words.get(name, "zero in their place" if name == "zero" else "their mean")
+        row: list[object] = [name, what, value, kl.get(name)]
+        row += [found[score].get(name) for score in ("ce_recovered", "kl_score")]
+        rows.append(row)
+    made.table(
+        ["Run", "Activations", "Cross-entropy", "KL from clean", "CE recovered", "KL score"],
+        rows,
+        caption="Nats for each token. In the row of an ablation: the scores of the reconstruction "
+        "by that ablation, (CE ablated − CE spliced) / (CE ablated − CE clean) and "
+        "1 − KL spliced / KL ablated.",
+    )
 
 
 def _facts(report: Row) -> list[tuple[str, str]]:
@@ -111,8 +126,24 @@ def _facts(report: Row) -> list[tuple[str, str]]:
         found = report["evaluation"]
         text = f"{found['n_predictions']:,} predictions on {found['n_tokens']:,} tokens"
         items.append(("Loss", f"{text}, {found['n_excluded']:,} of which kept their activations"))
+    items += _training(report["training"])
+    memory = report["facts"]["peak_memory_mb"]
+    items.append(("Peak memory", f"{memory:,.0f} MB, of the whole process" if memory else ""))
     items.append(("Seed", f"{settings['seed']}, for the places drawn at random"))
     return [(name, text) for name, text in items if text] + fact_items(report["facts"])
+
+
+def _training(training: Row | None) -> list[tuple[str, str]]:
+    if training is None:
+        return []
+    text = f"{training['tokens']:,} tokens in {training['steps']:,} steps"
+    if training["tokens_per_second"]:
+        text += f", {training['tokens_per_second']:,.0f} tokens/s (median over the log)"
+    known = {name: value for name, value in training["config"].items() if value is not None}
+    return [
+        ("Training", text),
+        ("Settings", ", ".join(f"{name} {value}" for name, value in known.items())),
+    ]
 
 
 def _method(report: Row) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ __all__ = ["pictures"]
 Row = Mapping[str, Any]
 _CURVES = (
     ("loss", "loss"), ("explained_variance", "explained variance"), ("l0", "L0"),
-    ("dead_fraction", "dead fraction"),
+    ("dead", "dead latents"),
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def pictures(report: Row) -> Iterator[Picture]:
     """Yield ``(name, Figure, caption)`` of every picture the data supports."""
     yield _overview(report)
     if report["training"]:
-        yield from _training(report["training"])
+        yield from _training(report["training"]["log"])
 
 
 def _overview(report: Row) -> Picture:

@@ -27,14 +27,15 @@ def place(key: str) -> str:
 def findings(report: Row) -> list[dict[str, Any]]:
     """Return the findings that hold, in reading order."""
     metrics, n = report["metrics"], report["sae"]["n_latents"]
-    said = [
-        {
-            "id": "fit",
-            "text": f"The autoencoder explains {share(metrics['explained_variance'])} of the "
-            f"variance of {place(report['settings']['site'])}, with {short(float(metrics['l0']))} "
-            f"of {n:,} latents for each token on average.",
-        }
-    ]
+    held_out = report["evaluation"] is not None and report["settings"]["held_out"] > 0
+    fit = report["evaluation"]["reconstruction"] if held_out else metrics
+    text = (
+        f"The autoencoder explains {share(fit['explained_variance'])} of the variance of "
+        f"{place(report['settings']['site'])}"
+    )
+    text += " on text that it was not trained on" if held_out else ""
+    text += f", with {short(float(fit['l0']))} of {n:,} latents for each token on average."
+    said = [{"id": "fit", "text": text}]
     said += _loss(report["evaluation"])
     said.append(_dead(report["n_dead"], n, metrics["n_rows"]))
     if report["n_dense"]:
