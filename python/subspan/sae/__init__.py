@@ -14,11 +14,12 @@ from subspan.sae.evaluation import Evaluation as Evaluation
 from subspan.sae.evaluation import evaluate as evaluate
 from subspan.sae.reporting import Report as Report
 from subspan.sae.reporting import report as report
+from subspan.sae.study import study as study
 
 # Names that need torch, and where they are.
 _LAZY: dict[str, str] = {}
 
-__all__ = ["ARCHITECTURES", "Autoencoder", "Evaluation", "Report", "evaluate", "report"]
+__all__ = ["ARCHITECTURES", "Autoencoder", "Evaluation", "Report", "evaluate", "report", "study"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ __all__ = ["HISTOGRAM", "PER_OCTAVE", "Collected", "Context", "bin_edge", "colle
 # Bins of activations: quarters of octaves from 2^-20 to 2^20, what is outside in the outer ones.
 HISTOGRAM = 160
 PER_OCTAVE, _LOWEST = 4, -20
+_AGAIN = "◌"  # a further token of the character before it
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Tokens:
 
     def add(self, tokens: TokenBatch) -> np.ndarray:
         """Add a batch and return the number of the window of each token."""
-        texts = self.texts
-        numbers = [texts.setdefault(piece, len(texts)) for piece in tokens.pieces]
+        texts, shared = self.texts, tokens.shared.tolist()
+        shown = (piece[n:] or _AGAIN for piece, n in zip(tokens.pieces, shared, strict=True))
+        numbers = [texts.setdefault(piece, len(texts)) for piece in shown]
         self.text_of.append(np.array(numbers, np.int32))
         windows = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths) + self.n_windows
         self.window.append(windows.astype(np.int32))

@@ -170,6 +170,7 @@ def _method(report: Row) -> list[tuple[str, str]]:
             )
         )
     items += [
+        ("◌", "A further token of the character before it."),
         ("Nearest", "Cosine of the decoder rows, exact over all pairs."),
         (
             "Loss recovered",
