@@ -1,0 +1,27 @@
+"""What is done to every row before it is encoded, and undone afterwards."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from subspan._arrays import library_of
+
+__all__ = ["NORMALIZE", "statistics"]
+
+NORMALIZE = ("none", "constant_norm_rescale", "layer_norm")
+_EPS = 1e-5  # of layer_norm: added to the standard deviation
+
+
+def statistics(x: Any, normalize: str) -> tuple[Any, Any]:
+    """Return what is subtracted from every row of x (..., d), and what it is then divided by."""
+    if normalize == "none":
+        return 0.0, 1.0
+    torch = sys.modules["torch"] if library_of(x) == "torch" else None
+    axis: dict[str, Any] = {"dim": -1, "keepdim": True} if torch else {"axis": -1, "keepdims": True}
+    if normalize == "layer_norm":
+        deviation = x.std(**axis) if torch else x.std(**axis, ddof=1)  # torch divides by d - 1
+        return x.mean(**axis), deviation + _EPS
+    norm: Any = torch.linalg.vector_norm if torch else np.linalg.norm
+    size = norm(x, **axis) / x.shape[-1] ** 0.5
+    return 0.0, size + (size == 0)  # a row of zeros stays one

@@ -1,0 +1,56 @@
+"""Selections that are made of several steps: gates, and pursuit; for arrays of any library."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from subspan import RaggedCode, SparseCode, sparse_decode, threshold_encode, topk_encode
+from subspan._arrays import library_of
+
+__all__ = ["gate_threshold", "gated_encode", "namespace", "pursue"]
+
+
+def namespace(x: Any) -> Any:
+    """Return the module whose functions take ``x``."""
+    return sys.modules.get(library_of(x), np) if library_of(x) in {"torch", "cupy"} else np
+
+
+def gate_threshold(r_mag: Any, b_mag: Any, b_gate: Any) -> Any:
+    """Return the threshold (n,) of the shared product above which a gated latent is active.
+
+    With u the product of rows and encoder, the gate is open where u + b_gate > 0 and the magnitude
+    is positive where u exp(r_mag) + b_mag > 0: both hold above the larger of two numbers.
+    """
+    xp = namespace(b_gate)
+    return xp.maximum(-b_gate, -b_mag * xp.exp(-r_mag))
+
+
+def gated_encode(
+    x: Any, w_enc: Any, b_pre: Any = None, *, r_mag: Any, b_mag: Any, b_gate: Any
+) -> RaggedCode:
+    """Return the code of gated latents, u exp(r_mag) + b_mag where the gate is open."""
+    bars = gate_threshold(r_mag, b_mag, b_gate)
+    if library_of(bars) == "torch":
+        bars = bars.detach()
+    code = threshold_encode(x, w_enc, threshold=bars, b_pre=b_pre)
+    xp, at = namespace(code.values), code.indices
+    values = code.values * xp.exp(r_mag)[at] + b_mag[at]
+    # Just above the threshold rounding may leave less than zero.
+    return code._replace(values=xp.where(values > 0, values, xp.zeros_like(values)))
+
+
+def pursue(x: Any, w_dec: Any, b_pre: Any, k: int) -> SparseCode:
+    """Return the code of matching pursuit: k times the best row of w_dec for what is left of x.
+
+    Rows of w_dec have unit norm. Where no row has a positive product with the rest, the pursuit
+    ends: further values are zero.
+    """
+    rest = x if b_pre is None else x - b_pre
+    steps: list[SparseCode] = []
+    for _ in range(k):
+        step = topk_encode(rest, w_dec.T, k=1)
+        rest = rest - sparse_decode(*step, w_dec)
+        steps.append(step)
+    join = namespace(x).cat if library_of(x) == "torch" else namespace(x).concatenate
+    return SparseCode(*(join(parts, -1) for parts in zip(*steps, strict=True)))
