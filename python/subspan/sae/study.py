@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from subspan.sae._job import RESULTS, Job, training_facts
 from subspan.sae._source import Blocks, is_store
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.evaluation import Evaluation, evaluate
+from subspan.sae.formats import load, save
 from subspan.sae.reporting import Report
 
 __all__ = ["study"]
@@ -124,7 +125,7 @@ def study(
     Returns
     -------
     Report
-        The folder has the autoencoder in ``sae`` (see `Autoencoder.load`), the run in ``training``,
+        The folder has the autoencoder in ``sae`` (see `formats.load`), the run in ``training``,
         the activations in ``store``, and the files of `report`.
 
     Raises
@@ -191,7 +192,7 @@ def study(
         made = job.write(
             folder, evaluation=found, training=training_facts(folder.path / "training"),
             progress=stages, resumed=resumed, held_out=held_out,
-            also=lambda stage: sae.save(stage / "sae"),
+            also=lambda stage: save(sae, stage / "sae"),
         )  # fmt: skip
     return Report(folder.path, made)
 
@@ -327,7 +328,13 @@ def _trained(
             held_out=store.take(site, look) if len(look) else None,
             overwrite=fresh and place.exists(), progress=progress, **settings,
         )  # fmt: skip
-    return Autoencoder.load(place / "sae")
+    made: Autoencoder = load(place / "sae")
+    known = {
+        "site": site.key,
+        "model": store.facts.get("name"),
+        "text": store.facts.get("text_hash"),
+    }
+    return replace(made, metadata={**made.metadata, **known})
 
 
 def _evaluated(  # noqa: PLR0917
