@@ -35,6 +35,8 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     make: Callable[[], np.ndarray]
+    stored: str = ""
+    """The format's name of the dtype where numpy has none: BF16, made of 16-bit integers."""
 
     @property
     def n_bytes(self) -> int:
@@ -103,13 +105,13 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for entry in entries:
-        if entry.name in header or entry.dtype.name not in _DTYPES:
+        if entry.name in header or not (entry.stored or entry.dtype.name in _DTYPES):
             raise InvalidArgumentError(
                 "[write_safetensors] entries must have unique names and a dtype of "
                 f"{', '.join(_DTYPES)}, got {entry.name!r} of {entry.dtype}"
             )
         header[entry.name] = {
-            "dtype": _DTYPES[entry.dtype.name],
+            "dtype": entry.stored or _DTYPES[entry.dtype.name],
             "shape": list(entry.shape),
             "data_offsets": [offset, offset + entry.n_bytes],
         }
