@@ -311,7 +311,8 @@ def _missing(more: Ints, pairs: Ints) -> Ints:
     """Return those that are not among the pairs, which ascend; each once, ascending."""
     more = np.sort(more)
     places = np.minimum(np.searchsorted(pairs, more), len(pairs) - 1)
-    return more[(pairs[places] != more) & (np.diff(more, prepend=-1) > 0)]
+    missing: Ints = more[(pairs[places] != more) & (np.diff(more, prepend=-1) > 0)]
+    return missing
 
 
 def _weights(a: Floats, b: Floats, pairs: Ints, signed: bool) -> Floats:
