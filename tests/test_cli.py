@@ -208,7 +208,6 @@ def test_help_names_every_option():
 
 
 @pytest.mark.realmodel
-@pytest.mark.slow
 def test_smollm2_collapse_is_found_and_blamed_on_first_tokens(tmp_path):
     import pydoc_data.topics
 

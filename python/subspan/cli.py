@@ -38,10 +38,24 @@ app = typer.Typer(
 _STAGES = {
     "loading": "loading",
     "tokens": "reading tokens",
+    "activations": "activations",
     "spectra": "spectra",
     "weights": "weights",
     "report": "writing the report",
 }
+
+# Options that every job has.
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Output folder (required).", show_default=False),
+]
+_Layers = Annotated[str | None, typer.Option(help="Layers, as 3,7 or start:stop:step (0:30:2).")]
+_Threads = Annotated[int | None, typer.Option(help="Threads to use.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Insist on continuing an interrupted run.")]
+_Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a run that lies in the output folder.")
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
 
 
 def main() -> None:
@@ -67,10 +81,7 @@ def atlas(  # noqa: PLR0917 - typer reads names, not positions
     texts: Annotated[
         list[Path] | None, typer.Argument(metavar="[TEXT]...", help="UTF-8 text files.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Output folder (required).", show_default=False),
-    ] = None,
+    out: _Out = None,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -89,9 +100,7 @@ def atlas(  # noqa: PLR0917 - typer reads names, not positions
             "activations: every site)."
         ),
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers, as 3,7 or start:stop:step (0:30:2).")
-    ] = None,
+    layers: _Layers = None,
     outlier_factor: Annotated[
         float, typer.Option(help="A token is an outlier above this many median norms.")
     ] = 5.0,
@@ -99,14 +108,10 @@ def atlas(  # noqa: PLR0917 - typer reads names, not positions
         str, typer.Option(help="First token of each window: auto, keep, outlier or drop.")
     ] = "auto",
     weights: Annotated[bool, typer.Option(help="Also describe the weight matrices.")] = True,
-    threads: Annotated[int | None, typer.Option(help="Threads to use.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Insist on continuing an interrupted run.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that lies in the output folder.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    threads: _Threads = None,
+    resume: _Resume = False,
+    overwrite: _Overwrite = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Measure the spectrum of every layer and write a report that says what was found."""
     from subspan.atlas import atlas as run
@@ -153,10 +158,7 @@ def compare(  # noqa: PLR0917 - typer reads names, not positions
         list[Path] | None,
         typer.Argument(metavar="[TEXT]...", help="UTF-8 text files that both models read."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Output folder (required).", show_default=False),
-    ] = None,
+    out: _Out = None,
     unit: Annotated[
         str,
         typer.Option(help="A sample: token, line (mean over its tokens), or auto."),
@@ -186,9 +188,7 @@ def compare(  # noqa: PLR0917 - typer reads names, not positions
         str | None,
         typer.Option(help="Kinds or module patterns, with commas. By default resid."),
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers, as 3,7 or start:stop:step (0:30:2).")
-    ] = None,
+    layers: _Layers = None,
     layers_b: Annotated[
         str | None, typer.Option(help="Layers of B. By default those of A if equally deep.")
     ] = None,
@@ -201,14 +201,10 @@ def compare(  # noqa: PLR0917 - typer reads names, not positions
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows per batch.")] = 8,
     seed: Annotated[int, typer.Option(help="Of permutations and noise.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads to use.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Insist on continuing an interrupted run.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that lies in the output folder.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    threads: _Threads = None,
+    resume: _Resume = False,
+    overwrite: _Overwrite = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Compare every layer of one model with every layer of another and write a report."""
     from subspan.comparison import compare_models as run
@@ -242,6 +238,75 @@ def compare(  # noqa: PLR0917 - typer reads names, not positions
         )
 
     _show(_guarded(work, quiet=quiet), quiet=quiet)
+
+
+@app.command()
+def activations(  # noqa: PLR0917 - typer reads names, not positions
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hugging Face folder, .gguf file, or saved activations (.npy, .safetensors, or "
+            "a folder of them), which are copied.",
+        ),
+    ],
+    texts: Annotated[
+        list[Path] | None, typer.Argument(metavar="[TEXT]...", help="UTF-8 text files.")
+    ] = None,
+    out: _Out = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds or module patterns, with commas. By default resid (saved activations: "
+            "every site)."
+        ),
+    ] = None,
+    layers: _Layers = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Tokens to read. By default all.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window. By default 512, or the model's context if shorter."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows per batch.")] = 4,
+    dtype: Annotated[
+        str, typer.Option(help="How to store values: float16, bfloat16 or float32.")
+    ] = "float16",
+    shard_mb: Annotated[
+        float, typer.Option(help="Size of a shard in MB: memory, and what an interruption costs.")
+    ] = 128,
+    threads: _Threads = None,
+    resume: _Resume = False,
+    overwrite: _Overwrite = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Run a model over texts and store its activations, for training and for looking things up."""
+    from subspan.activations import write_activations as run
+
+    def work(progress: Any) -> Any:
+        return run(
+            source,
+            texts or None,
+            _required("write_activations", out),
+            sites=None if sites is None else _parts(sites),
+            layers=None if layers is None else _layers("write_activations", layers),
+            tokens=_count(tokens),
+            window=window,
+            batch_size=batch_size,
+            dtype=dtype,
+            shard_mb=shard_mb,
+            threads=threads,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    store = _guarded(work, quiet=quiet)
+    if not quiet:
+        places = ", ".join(site.key for site in store.sites[:4])
+        more = f" and {len(store.sites) - 4} more" if len(store.sites) > 4 else ""
+        typer.echo(f"Stored {store.n_tokens:,} tokens at {places}{more} in {store.path}")
 
 
 @app.command()

@@ -165,8 +165,8 @@ def _entry(name: str, x: Any) -> Entry:
     else:
         import torch
 
-        bits = x.detach().cpu().contiguous().view(torch.int16).numpy()
-    return Entry.of(name, bits)._replace(stored="BF16")
+        bits = x.detach().cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+    return Entry.of(name, bits, "bfloat16")
 
 
 def write_torch(
