@@ -457,6 +457,14 @@ def test_what_is_saved_reconstructs_the_same_everywhere(tmp_path, kind, form):
             assert again.metadata["hook_name"] == "blocks.3"
 
 
+def test_autoencoders_save_and_load_themselves(tmp_path):
+    sae = made("topk")
+    sae.save(tmp_path, format="sparsify")
+    again = Autoencoder.load(tmp_path, dtype=np.float32)
+    assert again.dtype == "float32"
+    np.testing.assert_allclose(again.reconstruct(np.float32(X)), sae.reconstruct(X), 1e-4, 1e-4)
+
+
 @pytest.mark.parametrize("kind", ["batch_topk", "matryoshka", "mutual_choice"])
 def test_what_saelens_cannot_express_is_ours_alone(tmp_path, kind):
     sae = made(kind, threshold=None, k=4.5, scale=0.5)
