@@ -6,15 +6,75 @@ one of them is asked for (``pip install 'subspan[models]'``).
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subspan.sae.autoencoder import ARCHITECTURES as ARCHITECTURES
 from subspan.sae.autoencoder import Autoencoder as Autoencoder
 
-# Names that need torch, and where they are.
-_LAZY: dict[str, str] = {}
+if TYPE_CHECKING:
+    from subspan.sae._initialize import geometric_median as geometric_median
+    from subspan.sae.base import SAE as SAE
+    from subspan.sae.base import LossTerms as LossTerms
+    from subspan.sae.choice import FeatureChoiceSAE as FeatureChoiceSAE
+    from subspan.sae.choice import MutualChoiceSAE as MutualChoiceSAE
+    from subspan.sae.choice import Zipf as Zipf
+    from subspan.sae.choice import fit_zipf as fit_zipf
+    from subspan.sae.make import make_sae as make_sae
+    from subspan.sae.nested import MatryoshkaSAE as MatryoshkaSAE
+    from subspan.sae.nested import OrthogonalSAE as OrthogonalSAE
+    from subspan.sae.penalized import GatedSAE as GatedSAE
+    from subspan.sae.penalized import JumpReLUSAE as JumpReLUSAE
+    from subspan.sae.penalized import PenalizedSAE as PenalizedSAE
+    from subspan.sae.penalized import ReLUSAE as ReLUSAE
+    from subspan.sae.pursuit import MatchingPursuitSAE as MatchingPursuitSAE
+    from subspan.sae.selection import BatchTopKSAE as BatchTopKSAE
+    from subspan.sae.selection import SelectionSAE as SelectionSAE
+    from subspan.sae.selection import TopKSAE as TopKSAE
 
-__all__ = ["ARCHITECTURES", "Autoencoder"]
+# Names that need torch, and where they are.
+_LAZY = {
+    "BatchTopKSAE": "selection",
+    "FeatureChoiceSAE": "choice",
+    "GatedSAE": "penalized",
+    "JumpReLUSAE": "penalized",
+    "LossTerms": "base",
+    "MatchingPursuitSAE": "pursuit",
+    "MatryoshkaSAE": "nested",
+    "MutualChoiceSAE": "choice",
+    "OrthogonalSAE": "nested",
+    "PenalizedSAE": "penalized",
+    "ReLUSAE": "penalized",
+    "SAE": "base",
+    "SelectionSAE": "selection",
+    "TopKSAE": "selection",
+    "Zipf": "choice",
+    "fit_zipf": "choice",
+    "geometric_median": "_initialize",
+    "make_sae": "make",
+}
+
+__all__ = [
+    "ARCHITECTURES",
+    "SAE",
+    "Autoencoder",
+    "BatchTopKSAE",
+    "FeatureChoiceSAE",
+    "GatedSAE",
+    "JumpReLUSAE",
+    "LossTerms",
+    "MatchingPursuitSAE",
+    "MatryoshkaSAE",
+    "MutualChoiceSAE",
+    "OrthogonalSAE",
+    "PenalizedSAE",
+    "ReLUSAE",
+    "SelectionSAE",
+    "TopKSAE",
+    "Zipf",
+    "fit_zipf",
+    "geometric_median",
+    "make_sae",
+]
 
 
 def __getattr__(name: str) -> Any:
