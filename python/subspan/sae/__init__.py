@@ -6,15 +6,39 @@ one of them is asked for (``pip install 'subspan[models]'``).
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subspan.sae.autoencoder import ARCHITECTURES as ARCHITECTURES
 from subspan.sae.autoencoder import Autoencoder as Autoencoder
 
-# Names that need torch, and where they are.
-_LAZY: dict[str, str] = {}
+if TYPE_CHECKING:
+    from subspan.sae._initialize import geometric_median as geometric_median
+    from subspan.sae.base import SAE as SAE
+    from subspan.sae.base import LossTerms as LossTerms
+    from subspan.sae.make import make_sae as make_sae
+    from subspan.sae.selection import BatchTopKSAE as BatchTopKSAE
+    from subspan.sae.selection import TopKSAE as TopKSAE
 
-__all__ = ["ARCHITECTURES", "Autoencoder"]
+# Names that need torch, and where they are.
+_LAZY = {
+    "SAE": "base",
+    "BatchTopKSAE": "selection",
+    "LossTerms": "base",
+    "TopKSAE": "selection",
+    "geometric_median": "_initialize",
+    "make_sae": "make",
+}
+
+__all__ = [
+    "ARCHITECTURES",
+    "SAE",
+    "Autoencoder",
+    "BatchTopKSAE",
+    "LossTerms",
+    "TopKSAE",
+    "geometric_median",
+    "make_sae",
+]
 
 
 def __getattr__(name: str) -> Any:
