@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from subspan.sae._initialize import geometric_median as geometric_median
     from subspan.sae.base import SAE as SAE
     from subspan.sae.base import LossTerms as LossTerms
+    from subspan.sae.config import TrainConfig as TrainConfig
     from subspan.sae.make import make_sae as make_sae
+    from subspan.sae.run import Training as Training
+    from subspan.sae.run import train as train
     from subspan.sae.selection import BatchTopKSAE as BatchTopKSAE
     from subspan.sae.selection import TopKSAE as TopKSAE
+    from subspan.sae.trainer import Trainer as Trainer
 
 # Names that need torch, and where they are.
 _LAZY = {
@@ -25,8 +29,12 @@ _LAZY = {
     "BatchTopKSAE": "selection",
     "LossTerms": "base",
     "TopKSAE": "selection",
+    "TrainConfig": "config",
+    "Trainer": "trainer",
+    "Training": "run",
     "geometric_median": "_initialize",
     "make_sae": "make",
+    "train": "run",
 }
 
 __all__ = [
@@ -36,8 +44,12 @@ __all__ = [
     "BatchTopKSAE",
     "LossTerms",
     "TopKSAE",
+    "TrainConfig",
+    "Trainer",
+    "Training",
     "geometric_median",
     "make_sae",
+    "train",
 ]
 
 
