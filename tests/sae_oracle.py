@@ -114,3 +114,19 @@ def dense_auxk(sae, x, rest, dead):
     z = pre_activations(sae, x)[:, dead]
     made = dense_topk(z, min(sae.k_aux, int(dead.sum()))) @ sae.w_dec[dead]
     return (made - rest).square().sum() / (rest - rest.mean(0)).square().sum()
+
+
+def tree_data(rng, rows, d=20):
+    """Rows of one of 11 exclusive parents, three of which have three exclusive children each.
+
+    Returns rows, the 20 unit directions (parents first) and the parents of the nine children.
+    """
+    directions = rng.standard_normal((20, d))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    codes = np.zeros((rows, 20))
+    parent = rng.integers(0, 11, rows)
+    codes[np.arange(rows), parent] = rng.normal(1.5, 0.25, rows)
+    families = np.flatnonzero(parent < 3)
+    child = 11 + 3 * parent[families] + rng.integers(0, 3, len(families))
+    codes[families, child] = rng.normal(1.5, 0.25, len(families))
+    return (codes @ directions).astype(np.float32), directions, np.repeat(np.arange(3), 3)

@@ -15,23 +15,47 @@ if TYPE_CHECKING:
     from subspan.sae._initialize import geometric_median as geometric_median
     from subspan.sae.base import SAE as SAE
     from subspan.sae.base import LossTerms as LossTerms
+    from subspan.sae.choice import FeatureChoiceSAE as FeatureChoiceSAE
+    from subspan.sae.choice import MutualChoiceSAE as MutualChoiceSAE
+    from subspan.sae.choice import Zipf as Zipf
+    from subspan.sae.choice import fit_zipf as fit_zipf
     from subspan.sae.config import TrainConfig as TrainConfig
     from subspan.sae.make import make_sae as make_sae
+    from subspan.sae.nested import MatryoshkaSAE as MatryoshkaSAE
+    from subspan.sae.nested import OrthogonalSAE as OrthogonalSAE
+    from subspan.sae.penalized import GatedSAE as GatedSAE
+    from subspan.sae.penalized import JumpReLUSAE as JumpReLUSAE
+    from subspan.sae.penalized import PenalizedSAE as PenalizedSAE
+    from subspan.sae.penalized import ReLUSAE as ReLUSAE
+    from subspan.sae.pursuit import MatchingPursuitSAE as MatchingPursuitSAE
     from subspan.sae.run import Training as Training
     from subspan.sae.run import train as train
     from subspan.sae.selection import BatchTopKSAE as BatchTopKSAE
+    from subspan.sae.selection import SelectionSAE as SelectionSAE
     from subspan.sae.selection import TopKSAE as TopKSAE
     from subspan.sae.trainer import Trainer as Trainer
 
 # Names that need torch, and where they are.
 _LAZY = {
-    "SAE": "base",
     "BatchTopKSAE": "selection",
+    "FeatureChoiceSAE": "choice",
+    "GatedSAE": "penalized",
+    "JumpReLUSAE": "penalized",
     "LossTerms": "base",
+    "MatchingPursuitSAE": "pursuit",
+    "MatryoshkaSAE": "nested",
+    "MutualChoiceSAE": "choice",
+    "OrthogonalSAE": "nested",
+    "PenalizedSAE": "penalized",
+    "ReLUSAE": "penalized",
+    "SAE": "base",
+    "SelectionSAE": "selection",
     "TopKSAE": "selection",
     "TrainConfig": "config",
     "Trainer": "trainer",
     "Training": "run",
+    "Zipf": "choice",
+    "fit_zipf": "choice",
     "geometric_median": "_initialize",
     "make_sae": "make",
     "train": "run",
@@ -42,11 +66,23 @@ __all__ = [
     "SAE",
     "Autoencoder",
     "BatchTopKSAE",
+    "FeatureChoiceSAE",
+    "GatedSAE",
+    "JumpReLUSAE",
     "LossTerms",
+    "MatchingPursuitSAE",
+    "MatryoshkaSAE",
+    "MutualChoiceSAE",
+    "OrthogonalSAE",
+    "PenalizedSAE",
+    "ReLUSAE",
+    "SelectionSAE",
     "TopKSAE",
     "TrainConfig",
     "Trainer",
     "Training",
+    "Zipf",
+    "fit_zipf",
     "geometric_median",
     "make_sae",
     "train",

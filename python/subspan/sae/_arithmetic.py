@@ -21,6 +21,7 @@ __all__ = [
     "add_bias",
     "beside",
     "column_sums",
+    "inverse_variance",
     "normalized_error",
     "row_blocks",
     "squared_error",
@@ -51,6 +52,14 @@ def row_blocks(x: Tensor) -> Iterator[slice]:
     rows = max(1, _BLOCK // max(1, x.shape[1]))
     for start in range(0, x.shape[0], rows):
         yield slice(start, start + rows)
+
+
+def inverse_variance(x: Tensor) -> float:
+    """Return one over the mean square of the rows x less their mean; 1 if they do not vary."""
+    wide = x.detach().double()
+    centred = wide - column_sums(wide) / len(wide)
+    variance = float(total(centred * centred)) / x.numel()
+    return 1.0 / variance if variance > 0 else 1.0
 
 
 def squared_error(estimate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
     _pre_bias: ClassVar[bool] = True
     _input_norm: ClassVar[str] = "none"  # or "one", "sqrt_width"
     _start_norm: ClassVar[float] = 1.0  # of the rows of w_dec
+    _encoder: ClassVar[tuple[str, ...]] = ("w_enc", "b_enc")
 
     def __init__(
         self,
@@ -107,8 +108,10 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
         rows = unit_rows(n, d, self.seed, kind).to(device) * self._start_norm
         self.w_dec = torch.nn.Parameter(rows)
         # Rows of latents lie in one piece: what a latent learns, and what dead ones are, is rows.
-        self.w_enc = torch.nn.Parameter(rows.clone().t())
-        self.b_enc = torch.nn.Parameter(torch.zeros(n, dtype=kind, device=device))
+        own = {"w_enc": rows.clone().t(), "b_enc": rows.new_zeros(n)}
+        for part, start in own.items():
+            made = torch.nn.Parameter(start) if part in self._encoder else None
+            self.register_parameter(part, made)
         self.b_dec = torch.nn.Parameter(torch.zeros(d, dtype=kind, device=device))
         # In Python's precision: a factor of float32 would not survive a dtype of 16 bits.
         self.register_buffer("scale", torch.ones((), dtype=torch.float64, device=device))
@@ -278,8 +281,10 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
         else:
             rows = active_subspace(x, n, rank, self.seed).to(self.dtype)
         self.w_dec.copy_(rows * self._start_norm)
-        self.w_enc.copy_(self.w_dec.t())
-        self.b_enc.zero_()
+        if self.w_enc is not None:
+            self.w_enc.copy_(self.w_dec.t())
+        if self.b_enc is not None:
+            self.b_enc.zero_()
         self.b_dec.copy_(geometric_median(x))
         self._start(x)
         return self
@@ -324,7 +329,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
         out[code.indices[code.values.abs() > above]] = True
         return out
 
-    def update_threshold_(self, code: Code) -> None:
+    def update_threshold_(self, code: Any) -> None:
         """Take note of the code of a training batch, where inference needs it; else do nothing."""
 
     # ---- files -------------------------------------------------------------------------------
@@ -332,13 +337,11 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def export(self) -> Autoencoder:
         """Return a copy of the weights, and of the rule of inference, as an `Autoencoder`."""
-        given = {"b_enc": self.b_enc} | self._exported()
+        names = ("w_enc", "w_dec", "b_enc", "b_dec")
+        given = {name: getattr(self, name) for name in names} | self._exported()
         copied = {k: x.detach().clone() if torch.is_tensor(x) else x for k, x in given.items()}
         return Autoencoder(
             architecture=self.architecture,
-            w_enc=self.w_enc.detach().clone(),
-            w_dec=self.w_dec.detach().clone(),
-            b_dec=self.b_dec.detach().clone(),
             pre_bias=self.pre_bias,
             scale=float(self.scale),
             **copied,

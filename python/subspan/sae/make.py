@@ -8,6 +8,10 @@ from subspan._checks import choice
 from subspan.errors import InvalidArgumentError
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.base import SAE
+from subspan.sae.choice import FeatureChoiceSAE, MutualChoiceSAE
+from subspan.sae.nested import MatryoshkaSAE, OrthogonalSAE
+from subspan.sae.penalized import GatedSAE, JumpReLUSAE, PenalizedSAE, ReLUSAE
+from subspan.sae.pursuit import MatchingPursuitSAE
 from subspan.sae.selection import BatchTopKSAE, TopKSAE
 
 __all__ = ["CLASSES", "make_sae", "restored"]
@@ -15,6 +19,14 @@ __all__ = ["CLASSES", "make_sae", "restored"]
 CLASSES: dict[str, type[SAE]] = {
     "topk": TopKSAE,
     "batch_topk": BatchTopKSAE,
+    "jumprelu": JumpReLUSAE,
+    "relu": ReLUSAE,
+    "gated": GatedSAE,
+    "matryoshka": MatryoshkaSAE,
+    "matching_pursuit": MatchingPursuitSAE,
+    "mutual_choice": MutualChoiceSAE,
+    "feature_choice": FeatureChoiceSAE,
+    "orthogonal": OrthogonalSAE,
 }
 
 
@@ -67,7 +79,11 @@ def restored(autoencoder: Autoencoder, cls: type[SAE], options: dict[str, Any]) 
         )
     source = autoencoder.to_torch()
     chosen: dict[str, Any] = {"pre_bias": source.pre_bias}
-    if source.k is not None:
+    if not issubclass(kind, PenalizedSAE):
+        if source.k is None and "k" not in options:
+            raise InvalidArgumentError(
+                f"[{function}] k must be given, as the autoencoder has a threshold alone, got None"
+            )
         chosen["k"] = source.k
     if source.group_sizes:
         chosen["group_sizes"] = source.group_sizes

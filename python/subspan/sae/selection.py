@@ -11,7 +11,7 @@ from torch import Tensor
 
 from subspan import threshold_encode, topk_encode
 from subspan._checks import integer, real
-from subspan.sae._arithmetic import squared_error, total
+from subspan.sae._arithmetic import inverse_variance, squared_error
 from subspan.sae._auxiliary import Dictionary, dead_error
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.base import SAE, Code
@@ -65,10 +65,7 @@ class SelectionSAE(SAE):
         return integer(function, "k", k, low=1, high=self.n_latents)
 
     def _start(self, x: Tensor) -> None:
-        wide = x.double()
-        centred = wide - wide.mean(0)
-        variance = float(total(centred * centred)) / x.numel()
-        self.loss_scale.fill_(1.0 / variance if variance > 0 else 1.0)
+        self.loss_scale.fill_(inverse_variance(x))
 
     @abstractmethod
     def _select(self, x: Tensor, w_enc: Tensor) -> Code:
@@ -241,7 +238,7 @@ class BatchTopKSAE(SelectionSAE):
         )
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def update_threshold_(self, code: Code) -> None:
+    def update_threshold_(self, code: Any) -> None:
         """Take the smallest positive value of a training batch into the mean for inference.
 
         Parameters
