@@ -25,6 +25,7 @@ __all__ = [
     "any_over_ranks",
     "batch_topk_encode",
     "least_positive",
+    "mean_over_ranks",
     "over_ranks",
     "rank_count",
 ]
@@ -116,6 +117,11 @@ def over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     distributed.all_reduce(total, group=group)
     return total
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Return the mean of x over the processes; its gradient is that of this process's part."""
+    return x if _GROUP.get() is None else x + (over_ranks(x) / rank_count() - x).detach()
 
 
 def any_over_ranks(flags: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class SelectionSAE(SAE):
         the loss can know in time. A `Trainer` sets it.
     """
 
-    spares_active = False
+    spares_active: bool | None = False
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from subspan import _checks
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 from subspan.sae.base import LossTerms
 from subspan.sae.checkpoints import Checkpoint, require_architecture, require_shapes
 from subspan.sae.config import TrainConfig
@@ -119,13 +119,23 @@ class Trainer:
                     f"got {config.k_start}"
                 )
             _checks.real("train", "k_start", config.k_start, low=0, high=self.n_latents)
+        if config.penalty_warmup_steps and not hasattr(sae, "sparsity_scale"):
+            raise InvalidArgumentError(
+                f"[train] penalty_warmup_steps must be 0 for {sae.architecture!r}, which has no "
+                f"sparsity penalty, got {config.penalty_warmup_steps}"
+            )
         self.ranks = Ranks(group)
+        if self.ranks.size > 1 and sae.architecture == "feature_choice":
+            raise UnsupportedError(
+                "[train] group must be left out for 'feature_choice', whose latents choose among "
+                "all rows of a batch, got one of several processes. Train it in one process"
+            )
         self.ranks.check_batch(config.batch_size)
         self.source = source_of(
             source, config.batch_size, seed=config.seed, site=site, exclude=exclude
         )
         self.optimizer = make_optimizer(sae, config)
-        self._spares_active = hasattr(sae, "spares_active")
+        self._spares_active = getattr(sae, "spares_active", None) is not None
         if self._spares_active:
             sae.spares_active = True
         self.silent = torch.zeros(self.n_latents, dtype=torch.int64)
@@ -210,7 +220,7 @@ class Trainer:
         if self.k is not None and self.config.k_start is not None:
             self.sae.k = self.config.k_at(self.done, k=self.k)
         if self.config.penalty_warmup_steps:
-            self.sae.penalty_factor = self.config.penalty_at(self.done)
+            self.sae.sparsity_scale = self.config.penalty_at(self.done)
 
     @contextlib.contextmanager
     def _random_numbers(self) -> Iterator[None]:
