@@ -8,7 +8,7 @@ import importlib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,7 +116,10 @@ def make_logs(names: Iterable[str], folder: Path, settings: Mapping[str, Any]) -
     UnsupportedError
         The package of one is not installed.
     """
-    kinds = {"tensorboard": _TensorBoard, "wandb": _WandB}
+    kinds: dict[str, Callable[[Path, Mapping[str, Any]], Log]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WandB,
+    }
     return [
         kinds[_checks.choice("train", "loggers", name, LOGGERS)](folder, settings) for name in names
     ]

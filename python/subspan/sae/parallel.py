@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 import subspan
 from subspan import RaggedCode
@@ -29,8 +29,6 @@ __all__ = [
     "over_ranks",
     "rank_count",
 ]
-
-Tensor = torch.Tensor
 
 # Those that share the batch that a loss is made of just now.
 _GROUP: ContextVar[Any] = ContextVar("group", default=None)
