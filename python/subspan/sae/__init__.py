@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from subspan.sae.choice import MutualChoiceSAE as MutualChoiceSAE
     from subspan.sae.choice import Zipf as Zipf
     from subspan.sae.choice import fit_zipf as fit_zipf
+    from subspan.sae.config import TrainConfig as TrainConfig
     from subspan.sae.make import make_sae as make_sae
     from subspan.sae.nested import MatryoshkaSAE as MatryoshkaSAE
     from subspan.sae.nested import OrthogonalSAE as OrthogonalSAE
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     from subspan.sae.penalized import PenalizedSAE as PenalizedSAE
     from subspan.sae.penalized import ReLUSAE as ReLUSAE
     from subspan.sae.pursuit import MatchingPursuitSAE as MatchingPursuitSAE
+    from subspan.sae.run import Training as Training
+    from subspan.sae.run import train as train
     from subspan.sae.selection import BatchTopKSAE as BatchTopKSAE
     from subspan.sae.selection import SelectionSAE as SelectionSAE
     from subspan.sae.selection import TopKSAE as TopKSAE
+    from subspan.sae.trainer import Trainer as Trainer
 
 # Names that need torch, and where they are.
 _LAZY = {
@@ -52,10 +56,14 @@ _LAZY = {
     "SAE": "base",
     "SelectionSAE": "selection",
     "TopKSAE": "selection",
+    "TrainConfig": "config",
+    "Trainer": "trainer",
+    "Training": "run",
     "Zipf": "choice",
     "fit_zipf": "choice",
     "geometric_median": "_initialize",
     "make_sae": "make",
+    "train": "run",
 }
 
 __all__ = [
@@ -77,6 +85,9 @@ __all__ = [
     "Report",
     "SelectionSAE",
     "TopKSAE",
+    "TrainConfig",
+    "Trainer",
+    "Training",
     "Zipf",
     "evaluate",
     "fit_zipf",
@@ -84,6 +95,7 @@ __all__ = [
     "make_sae",
     "report",
     "study",
+    "train",
 ]
 
 
