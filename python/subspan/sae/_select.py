@@ -34,10 +34,16 @@ def gated_encode(
     if library_of(bars) == "torch":
         bars = bars.detach()
     code = threshold_encode(x, w_enc, threshold=bars, b_pre=b_pre)
-    xp, at = namespace(code.values), code.indices
-    values = code.values * xp.exp(r_mag)[at] + b_mag[at]
+    xp = namespace(code.values)
+    sizes, biases = (_taken(v, code.indices) for v in (xp.exp(r_mag), b_mag))
+    values = code.values * sizes + biases
     # Just above the threshold rounding may leave less than zero.
     return code._replace(values=xp.where(values > 0, values, xp.zeros_like(values)))
+
+
+def _taken(x: Any, indices: Any) -> Any:
+    """Return x[indices]; of torch with a gradient that adds in order."""
+    return x.index_select(0, indices) if library_of(x) == "torch" else x[indices]
 
 
 def pursue(x: Any, w_dec: Any, b_pre: Any, k: int) -> SparseCode:
