@@ -28,7 +28,6 @@ from subspan.sae._job import RESULTS, Job, training_facts
 from subspan.sae._source import Blocks, is_store
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.evaluation import Evaluation, evaluate
-from subspan.sae.formats import load, save
 from subspan.sae.reporting import Report
 
 __all__ = ["study"]
@@ -125,7 +124,7 @@ def study(
     Returns
     -------
     Report
-        The folder has the autoencoder in ``sae`` (see `formats.load`), the run in ``training``,
+        The folder has the autoencoder in ``sae`` (see `Autoencoder.load`), the run in ``training``,
         the activations in ``store``, and the files of `report`.
 
     Raises
@@ -193,7 +192,7 @@ def study(
         made = job.write(
             folder, evaluation=found, training=training_facts(folder.path / "training"),
             progress=stages, resumed=resumed, held_out=held_out,
-            also=lambda stage: save(sae, stage / "sae"),
+            also=lambda stage: sae.save(stage / "sae"),
         )  # fmt: skip
     return Report(folder.path, made)
 
@@ -228,7 +227,7 @@ def _store(
     texts: Any,
     model: Any,
     place: Path,
-    site: str | Site | None,
+    site: Any,
     *,
     fresh: bool,
     **options: Any,
@@ -338,7 +337,7 @@ def _trained(
             held_out=store.take(site, look) if len(look) else None,
             overwrite=fresh and place.exists(), progress=progress, **settings,
         )  # fmt: skip
-    made: Autoencoder = load(place / "sae")
+    made = Autoencoder.load(place / "sae")
     known = {
         "site": site.key,
         "model": store.facts.get("name"),
