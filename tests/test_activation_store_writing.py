@@ -298,7 +298,7 @@ def test_a_model_resumes_too(tiny, tmp_path, monkeypatch):
     wanted = content(store.path)
     shards = len(list(store.path.glob("shard-*")))
     assert shards > 2
-    for cut in range(0, 2 * shards + 2, 3):
+    for cut in (0, 1, 4, 2 * shards + 1):
         out = tmp_path / f"out{cut}"
         with monkeypatch.context() as patch:
             stop_after(patch, files_module, "_open", cut)
