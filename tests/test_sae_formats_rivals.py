@@ -80,7 +80,7 @@ def test_we_load_what_saelens_trains(tmp_path, sae_lens, kind):
         theirs = module(config(**options))
         with torch.no_grad():
             for weight in theirs.parameters():
-                weight += 0.2 * torch.randn(weight.shape, generator=torch.manual_seed(0)).abs()
+                weight.add_(torch.rand(weight.shape, generator=torch.manual_seed(0)), alpha=0.2)
             if hasattr(theirs, "topk_threshold"):
                 theirs.topk_threshold.fill_(0.8)
         theirs.save_model(tmp_path / "checkpoint")

@@ -24,6 +24,7 @@ from subspan.activations.outliers import TokenClasses as TokenClasses
 from subspan.activations.saved import SavedActivations as SavedActivations
 from subspan.activations.saved import open_saved as open_saved
 from subspan.activations.sites import find_sites as find_sites
+from subspan.activations.splice import splice as splice
 from subspan.activations.store import ActivationStore as ActivationStore
 from subspan.activations.tokens import TokenStream as TokenStream
 from subspan.activations.tokens import tokenize as tokenize
@@ -48,6 +49,7 @@ __all__ = [
     "kind_name",
     "load_model",
     "open_saved",
+    "splice",
     "tokenize",
     "write_activations",
 ]

@@ -46,10 +46,18 @@ class Permutation:
         left, right = np.divmod(values, b)
         for number, key in enumerate(self._keys):
             if number % 2:
-                right = (right + _mixed(left + key) % b) % b
+                right = _added(right, _mixed(left + key), b)
             else:
-                left = (left + _mixed(right + key) % a) % a
+                left = _added(left, _mixed(right + key), a)
         return left * b + right
+
+
+def _added(
+    half: npt.NDArray[np.uint64], hashed: npt.NDArray[np.uint64], size: np.uint64
+) -> npt.NDArray[np.uint64]:
+    """Add a number below ``size``, taken from the upper 32 bits of a hash, modulo ``size``."""
+    total = half + ((hashed >> np.uint64(32)) * size >> np.uint64(32))
+    return np.minimum(total, total - size)  # below size, the difference wraps to a huge number
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

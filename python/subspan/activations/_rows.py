@@ -15,7 +15,7 @@ from subspan.errors import DtypeError, InvalidArgumentError
 
 Index = npt.NDArray[np.int64]
 
-_PIECE = 1 << 20  # bytes that one thread gathers at a time: small enough to stay in its cache
+_PIECE = 1 << 19  # bytes of rows that a thread gathers under one map: what it maps counts as memory
 _SPARSE = 1 << 16  # bytes between two wanted rows from which on reading ahead is wasted
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 

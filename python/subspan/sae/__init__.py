@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from subspan.sae.autoencoder import ARCHITECTURES as ARCHITECTURES
 from subspan.sae.autoencoder import Autoencoder as Autoencoder
+from subspan.sae.evaluation import Evaluation as Evaluation
+from subspan.sae.evaluation import evaluate as evaluate
+from subspan.sae.reporting import Report as Report
+from subspan.sae.reporting import report as report
+from subspan.sae.study import study as study
 
 if TYPE_CHECKING:
     from subspan.sae._initialize import geometric_median as geometric_median
@@ -66,6 +71,7 @@ __all__ = [
     "SAE",
     "Autoencoder",
     "BatchTopKSAE",
+    "Evaluation",
     "FeatureChoiceSAE",
     "GatedSAE",
     "JumpReLUSAE",
@@ -76,15 +82,19 @@ __all__ = [
     "OrthogonalSAE",
     "PenalizedSAE",
     "ReLUSAE",
+    "Report",
     "SelectionSAE",
     "TopKSAE",
     "TrainConfig",
     "Trainer",
     "Training",
     "Zipf",
+    "evaluate",
     "fit_zipf",
     "geometric_median",
     "make_sae",
+    "report",
+    "study",
     "train",
 ]
 

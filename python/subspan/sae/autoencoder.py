@@ -316,6 +316,53 @@ class Autoencoder:
             return self.to_torch(dtype=dtype)
         return self._mapped(lambda x: x.astype(dtype))
 
+    # ---- files -------------------------------------------------------------------------------
+
+    def save(self, path: Any, *, format: str = "subspan") -> None:
+        """Write it to a folder: `subspan.sae.formats.save`.
+
+        Parameters
+        ----------
+        path : path
+        format : {"subspan", "saelens", "sparsify", "dictionary_learning"}
+
+        Raises
+        ------
+        UnsupportedError
+            The format cannot express it.
+        OutputError
+            The files cannot be written.
+        """
+        from subspan.sae import formats
+
+        formats.save(self, path, format=format)
+
+    @staticmethod
+    def load(path: Any, **options: Any) -> Autoencoder:
+        """Return what a folder or file of any known format holds: `subspan.sae.formats.load`.
+
+        Parameters
+        ----------
+        path : path
+        **options
+            Those of the reader of the format, such as ``dtype``.
+
+        Returns
+        -------
+        Autoencoder
+            Of numpy arrays.
+
+        Raises
+        ------
+        FileFormatError
+            There is no file that is known, or it is damaged.
+        UnsupportedError
+            What it holds is not served.
+        """
+        from subspan.sae import formats
+
+        return formats.load(path, **options)
+
     # ---- parts -------------------------------------------------------------------------------
 
     def _set(self, **values: Any) -> None:

@@ -165,7 +165,7 @@ def _entry(name: str, x: Any) -> Entry:
     else:
         import torch
 
-        bits = x.detach().cpu().contiguous().view(torch.int16).numpy()
+        bits = x.detach().cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
     return Entry.of(name, bits, "bfloat16")
 
 
