@@ -21,7 +21,7 @@ GERSEMI := $(BIN)/gersemi -l 100 --indent 2 --no-warn-about-unknown-commands
 CHECK_PYTHON = @$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
   "subspan needs Python >= 3.11, got %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
 
-.PHONY: help build dev test unit pytest demo lint format stubs check-stubs docs bench gpu-check cpp
+.PHONY: help build dev test test-all unit pytest demo lint format stubs check-stubs docs bench gpu-check cpp
 .PHONY: wheel sdist clean distclean
 .DELETE_ON_ERROR:
 
@@ -66,7 +66,10 @@ dev: $(STAMP)/tools ## an editable install: Python files live, C++ again by `mak
 	$(PIP) --no-build-isolation --editable '.[all]'
 	@rm -f $(STAMP)/package
 
-test: unit pytest ## C++ unit tests and pytest, all of them
+test: unit pytest ## C++ unit tests and pytest, without what is marked slow
+
+test-all: ARGS += -m 'slow or not slow'
+test-all: unit pytest ## the same, with what is marked slow
 
 unit: $(STAMP)/tools ## C++ unit tests
 	cmake --log-level=WARNING -S . -B build/unit -G Ninja -DSUBSPAN_BUILD_TESTS=ON \
@@ -75,7 +78,7 @@ unit: $(STAMP)/tools ## C++ unit tests
 	ctest --test-dir build/unit --output-on-failure --no-tests=error
 
 pytest: $(STAMP)/package $(STAMP)/test $(STAMP)/model ## Python tests: make pytest ARGS='-k svd'
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
 
 demo: demo-out/report.html ## spectrum atlas of a real language model, in demo-out/
 	@echo "Report: $(CURDIR)/$<"

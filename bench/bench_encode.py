@@ -1,4 +1,4 @@
-"""Sparse autoencoders: encoders against bare products and torch, a training step against torch.
+"""Sparse autoencoders: encoders against bare products and torch, decoders and a training step too.
 
 python bench/bench_encode.py [--quick] [--threads N] [--json FILE]
 """
@@ -163,6 +163,55 @@ def ragged_case(kind: str, size: Size) -> Case:
     return Case(f"{kind} {size}", lambda: Input(size), contenders, judge_ragged, flops(size))
 
 
+# ---- a decoder -------------------------------------------------------------------------------
+
+
+class Code(Input):
+    """Any k latents of each row, with values of either sign."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(size)
+        rng = np.random.default_rng(1)
+        order = np.argsort(rng.random((size.rows, size.n), np.float32), axis=1)
+        self.indices = np.ascontiguousarray(order[:, : size.k])
+        self.values = rng.standard_normal((size.rows, size.k)).astype(self.w_dec.dtype)
+        self.pair = {}
+        if available("torch"):
+            import torch
+
+            self.pair = {n: torch.from_numpy(getattr(self, n)) for n in ("values", "indices")}
+
+
+def scattered(b: Code) -> Array:
+    """A dense code and one product of numpy's BLAS."""
+    code = np.zeros((len(b.values), len(b.w_dec)), b.values.dtype)
+    np.put_along_axis(code, b.indices, b.values, axis=1)
+    return np.asarray(code @ b.w_dec + b.b_dec)
+
+
+def bag(b: Code) -> Array:
+    sums = torch.nn.functional.embedding_bag(
+        b.pair["indices"], b.t["w_dec"], per_sample_weights=b.pair["values"], mode="sum"
+    )
+    return (sums + b.t["b_dec"]).numpy()
+
+
+def judge_decoded(b: Code, result: Array) -> dict[str, float]:
+    """Error of some rows in the Frobenius norm, against float64."""
+    rows = slice(0, JUDGED)
+    pairs = zip(b.values[rows].astype(np.float64), b.indices[rows], strict=True)
+    wanted = np.stack([v @ b.w_dec[i].astype(np.float64) for v, i in pairs]) + b.b_dec
+    return {"values": float(np.linalg.norm(result[rows] - wanted) / np.linalg.norm(wanted))}
+
+
+DECODERS: dict[str, harness.Contender] = {
+    "subspan.sparse_decode": lambda b: subspan.sparse_decode(b.values, b.indices, b.w_dec, b.b_dec),
+    "dense code, numpy product": scattered,
+}
+if available("torch"):
+    DECODERS["torch, embedding_bag"] = bag
+
+
 # ---- a training step -------------------------------------------------------------------------
 
 
@@ -248,6 +297,14 @@ RAGGED = {
     "quick": [Size(256, 768, 24576, 32)],
     "tiny": [Size(20, 24, 200, 5)],
 }
+DECODED = {
+    "full": [
+        Size(4096, 768, 24576, 32),
+        *(Size(256, 768, 24576, 24576 // part) for part in (64, 16, 8, 4, 2, 1)),
+    ],
+    "quick": [Size(64, 768, 24576, k) for k in (32, 24576)],
+    "tiny": [Size(40, 24, 200, k) for k in (5, 200)],
+}
 TRAINED = {
     "full": [
         *(Size(4096, 768, 24576, 32, transposed=t) for t in (False, True)),
@@ -282,7 +339,11 @@ def cases(size: str) -> list[Case]:
         for one in TRAINED[size]
         if available("torch") and available("scipy")
     ]
-    return encoders + ragged_ones + steps
+    decoders = [
+        Case(f"sparse_decode {one}", lambda one=one: Code(one), DECODERS, judge_decoded)
+        for one in DECODED[size]
+    ]
+    return encoders + ragged_ones + decoders + steps
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

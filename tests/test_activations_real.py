@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from subspan.activations import OutlierRule, Site, capture, load_model, tokenize
+from subspan.activations import (
+    OutlierRule,
+    Site,
+    capture,
+    load_model,
+    tokenize,
+    write_activations,
+)
 from subspan.comparison import compare_models
 from subspan.errors import FileFormatError
 
@@ -102,3 +109,20 @@ def test_a_copy_with_noise_matches_layer_by_layer_once_sinks_are_out(smollm, tmp
     assert result.report["samples"]["n_outlier_tokens"]["A"] >= 4
     assert result.matrix()[2, 3] < 0.95
     assert result.report["with_outliers"]["matrix"][2][3] > 0.99
+
+
+def test_a_store(smollm, tmp_path):
+    text = "\n\n".join(pydoc_data.topics.topics.values())
+    options = {"layers": [15], "tokens": 1000, "window": 250, "batch_size": 2}
+    store = write_activations(smollm, text, tmp_path / "store", shard_mb=0.6, **options)
+    site = Site(15, "resid")
+    assert (store.sites, store.width(), store.n_tokens) == ((site,), 576, 1000)
+    assert len(list(store.path.glob("shard-*"))) == 2
+    norms = np.linalg.norm(store.rows(site, 0, 1000), axis=1)
+    assert np.allclose(store.norms(), norms, rtol=2e-3)
+    # the first token of each window carries a massive activation; the rule leaves just these out
+    batches = store.batches(site, 99, exclude=OutlierRule(), output="numpy")
+    kept = np.concatenate([batches.rows_of(number) for number in range(batches.total)])
+    assert sorted(set(range(1000)) - set(kept.tolist())) == [0, 250, 500, 750]
+    assert max(np.linalg.norm(batch, axis=1).max() for batch in batches) < norms.max() / 20
+    assert "".join(store.context(300, before=10**6, after=10**6)) in text

@@ -10,7 +10,8 @@ import pytest
 from conftest import TEXT
 from safetensors.numpy import save_file
 from subspan.atlas import atlas
-from subspan.cli import _layers, app
+from subspan.cli import app
+from subspan.cli._options import layer_numbers
 from subspan.errors import InvalidArgumentError
 from test_report_page import checked
 from typer.testing import CliRunner
@@ -183,13 +184,13 @@ def test_internal_faults_exit_with_1_and_interrupts_say_how_to_go_on(saved, tmp_
     assert "resumes from the last checkpoint" in flat(done.output)
 
 
-def test_layers():
-    assert _layers("atlas", "3,7") == [3, 7]
-    assert _layers("atlas", "0:30:10") == [0, 10, 20]
-    assert _layers("atlas", "0:3,9") == [0, 1, 2, 9]
+def testlayer_numbers():
+    assert layer_numbers("atlas", "3,7") == [3, 7]
+    assert layer_numbers("atlas", "0:30:10") == [0, 10, 20]
+    assert layer_numbers("atlas", "0:3,9") == [0, 1, 2, 9]
     for bad in ("", "1:2:3:4", "5:5", "0:9:0"):
         with pytest.raises(InvalidArgumentError):
-            _layers("atlas", bad)
+            layer_numbers("atlas", bad)
 
 
 def test_info_prints_the_configuration():
@@ -208,7 +209,6 @@ def test_help_names_every_option():
 
 
 @pytest.mark.realmodel
-@pytest.mark.slow
 def test_smollm2_collapse_is_found_and_blamed_on_first_tokens(tmp_path):
     import pydoc_data.topics
 

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 check() { # name, build tree (objects may serve several checks), CMake options
-  local name=$1 work=$PWD/build/cpp-$1 tree=$PWD/build/cpp-$2 library
+  local name=$1 work=$PWD/build/cpp-$1 tree=$PWD/build/$2 library
   shift 2
   rm -rf "$work/prefix" "$work/moved" "$work/consumer"
   mkdir -p "$work"
@@ -47,7 +47,9 @@ check() { # name, build tree (objects may serve several checks), CMake options
 
 case $1 in
   scipy-openblas)
-    check scipy-openblas openblas-tree -DSUBSPAN_BLAS=scipy-openblas -DPython_EXECUTABLE="$PWD/.venv/bin/python"
+    # The tree of `make unit`, whose objects are the same.
+    check scipy-openblas unit -DSUBSPAN_BLAS=scipy-openblas -DSUBSPAN_CUDA=AUTO \
+      -DPython_EXECUTABLE="$PWD/.venv/bin/python"
     ;;
   system)
     if ! echo 'int main() {}' | "${CXX:-c++}" -x c++ - -llapack -o /dev/null 2> /dev/null; then
@@ -55,8 +57,8 @@ case $1 in
       exit 0
     fi
     options=(-DSUBSPAN_BLAS=system -DSUBSPAN_CUDA=OFF)
-    check system-static system-tree "${options[@]}" -DBUILD_SHARED_LIBS=OFF
-    check system-shared system-tree "${options[@]}" -DBUILD_SHARED_LIBS=ON
+    check system-static cpp-system-tree "${options[@]}" -DBUILD_SHARED_LIBS=OFF
+    check system-shared cpp-system-tree "${options[@]}" -DBUILD_SHARED_LIBS=ON
     ;;
   *)
     sed -n '2,4p' "$0" >&2

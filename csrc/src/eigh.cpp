@@ -52,12 +52,8 @@ void run_eigh_pack(detail::eigh_pack<T> const& task, void* memory) {
     if (vectors) some.apply(0, w.q, n, pitch);
     some.clear();
   });
-  sort_lanes<false>(w.d, w.order, n);
-  for (index_t j = 0; j < n; ++j) w.d[j] = scale.undo(w.d[j]);
-  store_pack<V>(w.d, n, 1, 1, nullptr, scale.finite, task.values, count);
+  finish_values<false>(w.d, w.order, n, scale, left, task, count);
   if (vectors) store_pack<V>(w.q, n, n, pitch, w.order, scale.finite, task.vectors, count);
-  for (index_t l = 0; l < count; ++l)
-    task.info[l] = scale.finite[l] ? static_cast<std::int32_t>(left[l]) : detail::k_info_nonfinite;
 }
 
 template <class T, int W>
@@ -123,15 +119,10 @@ void run_eigh_rows(detail::eigh_pack<T> const& task, void* memory) {
     for (index_t l = 0; vectors && l < count; ++l) turn_rows(some, 0, l, s.turned + l * square, n);
     some.clear();
   });
-  sort_lanes<false>(s.d, s.order, n);
-  for (index_t j = 0; j < n; ++j) s.d[j] = scale.undo(s.d[j]);
-  store_pack<V>(s.d, n, 1, 1, nullptr, scale.finite, task.values, count);
-  for (index_t l = 0; l < count; ++l) {
-    bool const finite = scale.finite[l] != 0;
-    task.info[l] = finite ? static_cast<std::int32_t>(unconverged[l]) : detail::k_info_nonfinite;
-    if (!vectors) continue;
+  finish_values<false>(s.d, s.order, n, scale, unconverged, task, count);
+  for (index_t l = 0; vectors && l < count; ++l) {
     sort_rows(s.turned + l * square, pitch, n, s.order, l, s.a);
-    store_as_columns(s.a, pitch, n, n, finite, task.vectors, l);
+    store_as_columns(s.a, pitch, n, n, scale.finite[l] != 0, task.vectors, l);
   }
 }
 

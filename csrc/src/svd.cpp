@@ -70,16 +70,12 @@ void run_svd_pack(detail::svd_pack<T> const& task, void* memory) {
       }
     w.d[j] = magnitude(w.d[j]);
   }
-  sort_lanes<true>(w.d, w.order, n);
-  for (index_t j = 0; j < n; ++j) w.d[j] = scale.undo(w.d[j]);
-  store_pack<V>(w.d, n, 1, 1, nullptr, scale.finite, task.values, count);
+  finish_values<true>(w.d, w.order, n, scale, left, task, count);
   if (vectors) {
     if (m > n) w.qr.multiply(w.a, w.tau_qr, w.u);
     store_pack<V>(w.u, m, n, pitch, w.order, scale.finite, task.left, count);
     store_pack<V>(w.v, n, n, pitch, w.order, scale.finite, task.right, count);
   }
-  for (index_t l = 0; l < count; ++l)
-    task.info[l] = scale.finite[l] ? static_cast<std::int32_t>(left[l]) : detail::k_info_nonfinite;
 }
 
 template <class T, int W>
@@ -168,13 +164,9 @@ void run_svd_rows(detail::svd_pack<T> const& task, void* memory) {
     for (index_t j = 0; j < n; ++j)
       if (s.d[j][l] < 0) scale_row(s.turned_left + l * square + j * pitch, T(-1), n);
   for (index_t j = 0; j < n; ++j) s.d[j] = magnitude(s.d[j]);
-  sort_lanes<true>(s.d, s.order, n);
-  for (index_t j = 0; j < n; ++j) s.d[j] = scale.undo(s.d[j]);
-  store_pack<V>(s.d, n, 1, 1, nullptr, scale.finite, task.values, count);
-  for (index_t l = 0; l < count; ++l) {
+  finish_values<true>(s.d, s.order, n, scale, unconverged, task, count);
+  for (index_t l = 0; vectors && l < count; ++l) {
     bool const finite = scale.finite[l] != 0;
-    task.info[l] = finite ? static_cast<std::int32_t>(unconverged[l]) : detail::k_info_nonfinite;
-    if (!vectors) continue;
     sort_rows(s.turned_right + l * square, pitch, n, s.order, l, s.a);
     store_as_columns(s.a, pitch, n, n, finite, task.right, l);
     sort_rows(s.turned_left + l * square, pitch, n, s.order, l, s.a);

@@ -9,6 +9,7 @@ from subspan._ops.native import __version__
 
 # isort: split
 from subspan._config import cpu_level, get_num_threads, set_num_threads, show_config
+from subspan._ops.adam import adam_step, gradient_norm
 from subspan._ops.cholesky import CholeskyInfo, cholesky
 from subspan._ops.decode import sparse_decode
 from subspan._ops.eigh import Eigh, EighInfo, eigh, eigvalsh
@@ -46,6 +47,7 @@ __all__ = [
     "SparseCode",
     "TopK",
     "__version__",
+    "adam_step",
     "batch_topk_encode",
     "cholesky",
     "cpu_level",
@@ -53,6 +55,7 @@ __all__ = [
     "eigvalsh",
     "errors",
     "get_num_threads",
+    "gradient_norm",
     "knn",
     "knn_both",
     "qr",

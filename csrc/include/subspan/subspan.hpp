@@ -9,6 +9,7 @@
 /// failure is a subspan::error with a kind. Results have the same bits for any number of threads
 /// unless a header says otherwise.
 
+#include "subspan/adam.hpp"
 #include "subspan/cholesky.hpp"
 #include "subspan/context.hpp"
 #include "subspan/decode.hpp"

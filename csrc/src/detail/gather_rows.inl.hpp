@@ -1,5 +1,5 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
-// widen.inl.hpp, narrow.inl.hpp, transpose.inl.hpp and, on x86-64, <immintrin.h>.
+// widen.inl.hpp, narrow.inl.hpp, product_tile.inl.hpp, transpose.inl.hpp and, on x86-64, <immintrin.h>.
 
 template <class P>
 struct vector_of {
@@ -210,9 +210,25 @@ void store_columns(P const* tile, index_t tile_stride, index_t count, index_t n,
   }
 }
 
+/// Of dense weights, in panels, with packed rows.
+template <class P>
+void multiply_dense(index_t depth, P const* a, P const* b, P* sums, index_t stride, index_t count,
+                    index_t columns) {
+  using shape = tile_shape<P>;
+  typename shape::sums sum = {};
+  accumulate<shape::rows>(depth, a, b, sum);
+  alignas(64) P spilled[shape::rows * shape::width];
+  __builtin_memcpy(spilled, sum, sizeof spilled);
+  for (index_t i = 0; i < count; ++i)
+#pragma omp simd
+    for (index_t c = 0; c < columns; ++c) sums[i * stride + c] += spilled[i * shape::width + c];
+}
+
 template <class T>
 inline constexpr detail::list_sums_kernels<T> list_sums_table{
-    &gather_any<T, detail::wide<T>>, &gather_any<detail::wide<T>, detail::wide<T>>,
-    &widen<T, detail::wide<T>>,      &pack_rows<T, detail::wide<T>>,
-    &store_row<detail::wide<T>, T>,  &store_columns<detail::wide<T>, T>,
+    &gather_any<T, detail::wide<T>>,    &gather_any<detail::wide<T>, detail::wide<T>>,
+    &widen<T, detail::wide<T>>,         &pack_rows<T, detail::wide<T>>,
+    &store_row<detail::wide<T>, T>,     &store_columns<detail::wide<T>, T>,
+    &multiply_dense<detail::wide<T>>,   tile_shape<detail::wide<T>>::rows,
+    tile_shape<detail::wide<T>>::width,
 };

@@ -2,65 +2,15 @@
 
 #include <algorithm>
 #include <optional>
-#include <type_traits>
 
+#include "detail/dense_lists.hpp"
+#include "detail/list_sums_kernels.hpp"
 #include "detail/parallel.hpp"
 #include "detail/workspace.hpp"
-#include "subspan/view.hpp"
 
 /// Weighted sums of gathered rows: what decoding, and every gradient around it, is made of.
 
 namespace subspan::detail {
-
-/// Sums of T are made in this type.
-template <class T>
-using wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-/// Rows that belong together, for one call of a kernel.
-template <class S, class P>
-struct row_list {
-  S const* rows;
-  index_t stride;
-  index_t const* index;
-  P const* weight;
-  index_t count;
-  index_t beyond;  // further entries of index, which are likely to come next
-};
-
-inline constexpr index_t k_columns_at_once = 64;
-
-template <class T>
-struct list_sums_kernels {
-  using P = wide<T>;
-  void (*gather)(row_list<T, P> const&, P const* with, P const* from, P* to, index_t n, P* dots);
-  void (*gather_packed)(row_list<P, P> const&, P const* with, P const* from, P* to, index_t n,
-                        P* dots);
-  void (*widen)(T const* in, index_t stride, index_t n, P* out);
-  void (*pack)(T const* in, index_t row_stride, index_t stride, index_t rows, index_t n,
-               P const* shift, P* out);
-  void (*store)(P const* in, index_t n, T* out, bool streamed);
-  void (*store_columns)(P const* tile, index_t tile_stride, index_t count, index_t n, T* out,
-                        index_t stride, bool streamed);
-};
-
-/// out[j] = init + sum over the pairs p of list j of weight[p] (rows[index[p]] - shift), and
-/// dots[p] += with[j] . (rows[index[p]] - shift).
-template <class T>
-struct list_sums_call {
-  using P = wide<T>;
-  index_t const* offsets = nullptr;  // [lists + 1]
-  index_t const* index = nullptr;    // [pairs]
-  P const* weight = nullptr;         // [pairs]; not read where there is no out
-  index_t lists = 0;
-  strided_view<T const, 2> rows;    // [*, d]
-  P const* shift = nullptr;         // [d]
-  P const* init = nullptr;          // [d]
-  strided_view<T const, 2> with{};  // [lists, d], or ...
-  P const* with_one = nullptr;      // [d] for all lists
-  P* dots = nullptr;                // [pairs], set before
-  T* out = nullptr;                 // [lists, d] in C order, or ...
-  bool columns = false;             // ... its transpose
-};
 
 /// Lists are spread over the threads by their pairs, and the parts of giant lists are, too. All
 /// lists are summed in parts of k_part pairs, so that it does not show who did which. The columns
@@ -79,13 +29,16 @@ class list_sums {
         pairs_(call.offsets[call.lists]),
         packs_rows_(call.shift != nullptr || !call.rows.inner_contiguous()),
         packs_with_(call.with.data != nullptr && !call.with.inner_contiguous()),
-        group_(call.columns ? k_columns_at_once : 1),
+        group_(call.columns      ? k_columns_at_once
+               : has_dense(call) ? dense_lists<T>::k_at_once
+                                 : 1),
         giant_(giant_of(ctx, pairs_)),
         width_(slice_width()),
         packed_rows_(ctx, packs_rows_ ? call.rows.shape[0] * width_ : 0),
         packed_with_(ctx, packs_with_ ? call.lists * width_ : 0),
         init_(ctx, d_),
         zero_(ctx, width_) {
+    if (has_dense(call)) dense_.emplace(ctx, kernels, call_, width_);
     for (index_t c = 0; c < d_; ++c) init_[c] = call.init ? call.init[c] : P(0);
     std::fill_n(zero_.data(), width_, P(0));
     auto const bytes = static_cast<std::size_t>(call.lists * d_) * sizeof(T);
@@ -101,6 +54,7 @@ class list_sums {
       n_ = std::min(width_, d_ - first_);
       if (packs_rows_) pack(call_.rows, call_.shift, packed_rows_.data());
       if (packs_with_) pack(call_.with, nullptr, packed_with_.data());
+      if (dense_) dense_->pack(first_, n_);
       // A list weighs as many pairs as it has, and one more for what is written.
       index_t const all = pairs_ + call_.lists;
       index_t const worth = std::max<index_t>(1, k_chunk / n_);
@@ -108,7 +62,7 @@ class list_sums {
                    [&](index_t begin, index_t end) { sum_lists(begin, end); });
       if (giant_ < pairs_)
         for (index_t j = 0; j < call_.lists; ++j)
-          if (is_giant(j)) sum_giant(j);
+          if (is_giant(j) && !is_dense(j)) sum_giant(j);
     }
   }
 
@@ -148,6 +102,16 @@ class list_sums {
   index_t count_of(index_t j) const { return begin_of(j + 1) - begin_of(j); }
   bool is_giant(index_t j) const { return count_of(j) > giant_; }
 
+  static index_t block_of(index_t j) {
+    return j / dense_lists<T>::k_at_once * dense_lists<T>::k_at_once;
+  }
+  bool is_dense(index_t j) const { return dense_ && dense_lists<T>::worth(call_, block_of(j)); }
+  static bool has_dense(list_sums_call<T> const& call) {
+    for (index_t j = 0; j < call.lists; j += dense_lists<T>::k_at_once)
+      if (dense_lists<T>::worth(call, j)) return true;
+    return false;
+  }
+
   /// The lists that begin in begin..end-1, counting pairs and lists.
   void sum_lists(index_t begin, index_t end) const {
     auto const start = [&](index_t group) { return begin_of(group * group_) + group * group_; };
@@ -161,10 +125,18 @@ class list_sums {
     workspace<P> sums(ctx_, call_.out ? group_ * stride : 0), part(ctx_, n_), factors(ctx_, n_);
     for (; low < groups && start(low) < end; ++low) {
       index_t const first = low * group_, last = std::min(first + group_, call_.lists);
+      bool done[k_columns_at_once] = {};
+      if (dense_)
+        for (index_t j = first; j < last; j += dense_lists<T>::k_at_once)
+          if (is_dense(j))
+            dense_->sum(j, init_.data() + first_, sums.data() + (j - first) * stride, stride,
+                        done + (j - first));
       for (index_t j = first; j < last; ++j) {
-        if (is_giant(j)) continue;
+        if (is_giant(j) && !is_dense(j)) continue;
         P* const sum = call_.out ? sums.data() + (j - first) * stride : nullptr;
-        sum_list(j, factors_of(j, factors.data()), part.data(), sum);
+        bool const sums_left = !done[j - first];
+        if (sums_left || call_.dots != nullptr)
+          sum_list(j, factors_of(j, factors.data()), part.data(), sums_left ? sum : nullptr);
         if (call_.out && !call_.columns)
           kernels_.store(sum, n_, call_.out + j * d_ + first_, streamed_);
       }
@@ -249,6 +221,7 @@ class list_sums {
   bool packs_rows_, packs_with_;
   index_t group_, giant_, width_;
   workspace<P> packed_rows_, packed_with_, init_, zero_;
+  std::optional<dense_lists<T>> dense_;
   bool streamed_ = false;
   index_t first_ = 0, n_ = 0;  // the slice of columns
 };

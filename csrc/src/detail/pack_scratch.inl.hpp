@@ -1,5 +1,5 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
-// detail/packs.inl.hpp.
+// detail/packs.inl.hpp and detail/batched.hpp.
 
 /// Hands out parts of a scratch, or counts them where there is none yet.
 template <class V>
@@ -40,4 +40,16 @@ void sort_lanes(V* values, lane_mask<V>* order, index_t n) {
       order[i - 1] = exchange ? q : p;
       order[i] = exchange ? p : q;
     }
+}
+
+/// The end of a decomposition: its values in order and at their own scale, and what to say of each
+/// matrix. left: what of it had not converged.
+template <bool Descending, class V, class Task>
+void finish_values(V* values, lane_mask<V>* order, index_t n, pack_scale<V> const& scale,
+                   lane_mask<V> const& left, Task const& task, index_t count) {
+  sort_lanes<Descending>(values, order, n);
+  for (index_t j = 0; j < n; ++j) values[j] = scale.undo(values[j]);
+  store_pack<V>(values, n, 1, 1, nullptr, scale.finite, task.values, count);
+  for (index_t l = 0; l < count; ++l)
+    task.info[l] = scale.finite[l] ? static_cast<std::int32_t>(left[l]) : detail::k_info_nonfinite;
 }

@@ -12,6 +12,9 @@ from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["Batch", "broadcast", "reshaped"]
 
+_DTYPES = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+_NONFINITE, _ERRORS = ("raise", "propagate", "ignore"), ("raise", "info")
+
 
 class Batch:
     """Matrices of ``a`` (..., m, n) as one batch axis, and outputs with the leading axes put back.
@@ -25,32 +28,35 @@ class Batch:
     ) -> None:
         self.function = function
         self.source = a
-        rows = _arrays.exportable(function, name, a)
+        # Small matrices come one at a time, too: what a call costs is asked for once.
+        self.library = _arrays.require_array(function, name, a)
+        self.rows = _arrays.exportable(function, name, a)
+        self.dtype = _arrays.dtype_name(a)
         _checks.ndim(function, name, a, 2, or_more=True)
-        if (dtype := _arrays.dtype_name(a)) not in {"float32", "float64"}:
+        if self.dtype not in _DTYPES:
             raise DtypeError(
-                f"[{function}] {name} must be float32 or float64, got {dtype}. Convert it first"
+                f"[{function}] {name} must be float32 or float64, got {self.dtype}. "
+                "Convert it first"
             )
-        library, device = _arrays.library_of(a), _arrays.device_of(a)
-        if device != "cpu" and library not in {"torch", "cupy"}:
+        on_cpu = self.library == "numpy" or _arrays.device_of(a) == "cpu"
+        if not on_cpu and self.library not in {"torch", "cupy"}:
             raise UnsupportedError(
                 f"[{function}] {name} must be of torch or cupy to be on a CUDA device, got "
-                f"{library}. Hand it over by torch.from_dlpack"
+                f"{self.library}. Hand it over by torch.from_dlpack"
             )
-        self.nonfinite = _checks.choice(
-            function, "nonfinite", nonfinite, ("raise", "propagate", "ignore")
-        )
-        self.raising = _checks.choice(function, "errors", errors, ("raise", "info")) == "raise"
+        self.nonfinite = _checks.choice(function, "nonfinite", nonfinite, _NONFINITE)
+        self.raising = _checks.choice(function, "errors", errors, _ERRORS) == "raise"
         *lead, self.m, self.n = map(int, a.shape)
         self.lead = tuple(lead)
         self.k = min(self.m, self.n)
         self.size = prod(lead)
-        self.rows = reshaped(rows, (self.size, self.m, self.n))
-        self.stream = 0 if device == "cpu" else _arrays.stream_of(a)
+        if len(lead) != 1:
+            self.rows = reshaped(self.rows, (self.size, self.m, self.n))
+        self.stream = 0 if on_cpu else _arrays.stream_of(a)
         # Beside the data, so that nobody has to wait for a device to hear how it went.
         self.info: Any = (
             np.zeros(self.size, np.int32)
-            if device == "cpu"
+            if on_cpu
             else _arrays.empty_like_on(a, (self.size,), "int32")
         )
 
@@ -63,11 +69,15 @@ class Batch:
 
     def empty(self, *shape: int) -> Any:
         """Output [batch, *shape] in the caller's library."""
+        if self.library == "numpy":
+            return np.empty((self.size, *shape), _DTYPES[self.dtype])
         return _arrays.empty_like_on(self.source, (self.size, *shape))
 
     def deliver(self, out: Any) -> Any:
         """Give an output its leading axes and the caller's library."""
-        return _arrays.deliver(self.source, out.reshape((*self.lead, *out.shape[1:])))
+        if len(self.lead) != 1:
+            out = out.reshape((*self.lead, *out.shape[1:])) if self.lead else out[0]
+        return out if self.library == "numpy" else _arrays.deliver(self.source, out)
 
     def status(self) -> Any:
         """Return info with the leading axes; on the device that the matrices are on."""

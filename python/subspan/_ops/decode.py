@@ -26,7 +26,9 @@ def sparse_decode(
     ``out[t] = b_dec + sum_i values[t, i] * w_dec[indices[t, i]]``
 
     Sums are made in float32 (float64 for float64) in the order of the pairs, 1024 at a time, and
-    rounded once; they are the same for any number of threads.
+    rounded once; they are the same for any number of threads. Where most of 32 rows, counted from
+    the first, name at least a quarter of the features, they are made as a product, in the order of
+    the features.
 
     Parameters
     ----------

@@ -22,6 +22,9 @@ class TokenBatch:
         Token ids, window after window.
     pieces : tuple of str
         The text of each token as it stands in the document, with the blanks before it.
+    shared : ndarray of int64, shape (n_tokens,)
+        Characters that a piece has in common with the piece before it: 0, but for a character
+        that takes several tokens. ``"".join(p[n:] for p, n in zip(pieces, shared))`` is the text.
     document, position : ndarray of int64, shape (n_tokens,)
         Document number, and position of the token in that document; -1 for special tokens.
     window_position : ndarray of int64, shape (n_tokens,)
@@ -38,6 +41,7 @@ class TokenBatch:
     index: int
     ids: npt.NDArray[np.int64]
     pieces: tuple[str, ...]
+    shared: npt.NDArray[np.int64]
     document: npt.NDArray[np.int64]
     position: npt.NDArray[np.int64]
     window_position: npt.NDArray[np.int64]

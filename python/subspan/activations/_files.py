@@ -1,9 +1,10 @@
 """Readers of .npy and .safetensors: headers are checked, data stays on disk until asked for."""
 
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +13,32 @@ from subspan.errors import FileFormatError
 
 _MAX_HEADER = 100_000_000  # bytes; the limit that the format's own reader sets
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_SAFETENSORS |= {"I64": "<i8", "I32": "<i4", "U8": "u1"}
 _SIZES = {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4}
 _SIZES |= {"U32": 4, "I64": 8, "U64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Column:
-    """One stored matrix: where it lies and what it holds; ``data`` is a memory map."""
+    """One stored matrix: where it lies and what it holds. ``kind`` is None if it cannot be read.
+
+    No map and no file handle stays open between reads, so that the number of files is not limited
+    and what was read does not count as memory of the process for longer than the read.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     stored: str
-    data: npt.NDArray[Any] | None
+    kind: np.dtype[Any] | None
+    offset: int = 0
+    order: Literal["C", "F"] = "C"
 
     def checked(self) -> "Column":
         """Return itself when it can serve as activations, else raise."""
         where = f"{self.file} must hold" + (f" at {self.name!r}" if self.name else "")
-        if self.data is None:
+        if self.kind is None or (self.kind.kind != "f" and self.stored != "BF16"):
             raise FileFormatError(
                 f"[open_saved] {where} float16, bfloat16, float32 or float64, got {self.stored}"
             )
@@ -45,17 +54,45 @@ class Column:
     @property
     def dtype(self) -> npt.DTypeLike:
         """Data type of what `read_into` delivers."""
-        wide = self.data is not None and self.data.dtype.kind == "f" and self.data.itemsize > 4
+        wide = self.kind is not None and self.kind.itemsize > 4
         return np.float64 if wide else np.float32
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the stored data type: float16, bfloat16, float32, float64."""
+        assert self.kind is not None
+        return _NAMES.get(self.stored, self.kind.name)
+
+    def mapped(self, *, sparse: bool = False) -> npt.NDArray[Any]:
+        """Map the values as they are stored; the map is gone when the array is.
+
+        ``sparse`` says that few of the rows will be read, so that the system need not read ahead.
+        """
+        assert self.kind is not None
+        count = int(np.prod(self.shape, dtype=np.int64))
+        try:
+            with self.file.open("rb") as stream:
+                raw = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            flat = np.frombuffer(raw, self.kind, count, self.offset) if count else np.empty(0)
+        except (OSError, ValueError) as error:
+            raise FileFormatError(
+                f"[read] {self.file} must be as it was when it was opened, got: {error}"
+            ) from error
+        if hasattr(mmap, "MADV_RANDOM"):
+            raw.madvise(mmap.MADV_RANDOM if sparse else mmap.MADV_SEQUENTIAL)
+        return flat.reshape(self.shape, order=self.order)
 
     def read_into(self, out: npt.NDArray[Any], start: int, stop: int) -> None:
         """Copy rows into ``out``, widening float16 and bfloat16."""
-        assert self.data is not None
-        rows = self.data[start:stop]
-        if self.stored == "BF16":  # the upper half of a float32
-            out[...] = (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        else:
-            out[...] = rows
+        widen_into(out, self.mapped()[start:stop], self.stored)
+
+
+def widen_into(out: npt.NDArray[Any], rows: npt.NDArray[Any], stored: str) -> None:
+    """Copy stored values into ``out``; bfloat16 is stored as the upper half of a float32."""
+    if stored == "BF16":
+        np.left_shift(rows, 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
+    else:
+        out[...] = rows
 
 
 def open_npy(file: Path) -> dict[str, Column]:
@@ -69,11 +106,43 @@ def open_npy(file: Path) -> dict[str, Column]:
     if not isinstance(data, np.ndarray):
         raise FileFormatError(f"[open_saved] {file} must be a .npy file, got {type(data).__name__}")
     usable = data.dtype.kind == "f" and data.itemsize <= 8
-    return {"": Column(file, "", data.shape, str(data.dtype), data if usable else None)}
+    kind = data.dtype if usable else None
+    order: Literal["C", "F"] = "C" if data.flags.c_contiguous else "F"
+    offset = int(getattr(data, "offset", 0))
+    return {"": Column(file, "", data.shape, str(data.dtype), kind, offset, order)}
 
 
 def open_safetensors(file: Path) -> dict[str, Column]:
-    """Map the tensors of a .safetensors file by name.
+    """Find the tensors of a .safetensors file by name."""
+    header, begin_data, size = _header(file)
+    header.pop("__metadata__", None)
+    columns = {}
+    for name, entry in header.items():
+        try:
+            dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+            begin, end = (int(n) for n in entry["data_offsets"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise _damaged(file, f"a bad entry for {name!r}") from error
+        count = int(np.prod(shape, dtype=object)) if shape else 1
+        if not 0 <= begin <= end or min(shape, default=0) < 0:
+            raise _damaged(file, f"a bad entry for {name!r}")
+        if dtype in _SIZES and end - begin != count * _SIZES[dtype]:
+            raise _damaged(file, f"{end - begin} bytes for {name!r} of shape {shape} in {dtype}")
+        if begin_data + end > size:
+            raise _damaged(file, f"{size} bytes where {name!r} ends at {begin_data + end}")
+        kind = np.dtype(_SAFETENSORS[dtype]) if dtype in _SAFETENSORS else None
+        columns[name] = Column(file, name, shape, dtype, kind, begin_data + begin)
+    return columns
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """Return the text stored in the header of a .safetensors file."""
+    found = _header(file)[0].get("__metadata__", {})
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header, where the data begins, and the size of the file.
 
     Layout: eight bytes with the length of the header (little endian), the header in JSON with
     dtype, shape and byte range of each tensor, then the data.
@@ -90,30 +159,7 @@ def open_safetensors(file: Path) -> dict[str, Column]:
             raise _damaged(file, f"a header that is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(file, "a header that is not a table")
-    header.pop("__metadata__", None)
-    columns = {}
-    for name, entry in header.items():
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-            begin, end = (int(n) for n in entry["data_offsets"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise _damaged(file, f"a bad entry for {name!r}") from error
-        count = int(np.prod(shape, dtype=object)) if shape else 1
-        if not 0 <= begin <= end or min(shape, default=0) < 0:
-            raise _damaged(file, f"a bad entry for {name!r}")
-        if dtype in _SIZES and end - begin != count * _SIZES[dtype]:
-            raise _damaged(file, f"{end - begin} bytes for {name!r} of shape {shape} in {dtype}")
-        start = 8 + length + begin
-        if 8 + length + end > size:
-            raise _damaged(file, f"{size} bytes where {name!r} ends at {8 + length + end}")
-        data: npt.NDArray[Any] | None = None
-        if dtype in _SAFETENSORS:
-            kind = np.dtype(_SAFETENSORS[dtype])
-            data = np.empty(shape, kind)
-            if count:
-                data = np.memmap(file, dtype=kind, mode="r", offset=start, shape=shape)
-        columns[name] = Column(file, name, shape, dtype, data)
-    return columns
+    return header, 8 + length, size
 
 
 def _damaged(file: Path, came: str) -> FileFormatError:

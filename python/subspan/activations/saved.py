@@ -76,6 +76,10 @@ class SavedActivations(Sequence[ActivationBatch]):
         arrays = {site: self.rows(site, start, stop) for site in self.sites}
         return ActivationBatch(number, None, arrays)
 
+    def columns(self, site: Site) -> list[Column]:
+        """Return where the values of a site lie, shard after shard."""
+        return self._columns[site]
+
     def rows(self, site: Site, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows start..stop of one site as a new float32 (or float64) array."""
         if site not in self._columns:

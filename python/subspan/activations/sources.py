@@ -14,7 +14,7 @@ from subspan.activations.capture import capture
 from subspan.activations.models import load_model
 from subspan.activations.saved import open_saved
 from subspan.activations.sites import find_sites
-from subspan.activations.tokens import tokenize
+from subspan.activations.tokens import TokenStream, tokenize
 from subspan.errors import InvalidArgumentError
 
 __all__ = [
@@ -57,13 +57,18 @@ class ModelSource:
     ) -> None:
         self.model = load_model(source)
         self.window = window or min(_WINDOW, self.model.context or _WINDOW)
-        self.stream = tokenize(
-            self.model, texts, window=self.window, max_tokens=tokens, batch_size=batch_size
+        self.stream = (
+            texts
+            if isinstance(texts, TokenStream)
+            else tokenize(
+                self.model, texts, window=self.window, max_tokens=tokens, batch_size=batch_size
+            )
         )
         asked = KINDS if sites is None else tuple(sites)
         self.sites = find_sites(self.model, asked, layers=None if layers is None else tuple(layers))
         self.n_tokens = int(self.stream.n_tokens)
         self.n_batches = len(self.stream)
+        self.batch_tokens = self.stream.batch_tokens
 
     def batches(self, start: int) -> Iterator[ActivationBatch]:
         """Yield batches from number ``start`` on."""
@@ -122,7 +127,9 @@ class SavedSource:
         self.saved = saved
         self.sites = _chosen(function, tuple(saved.sites), sites, layers)
         self.n_tokens = int(saved.n_rows) if tokens is None else min(tokens, int(saved.n_rows))
-        self.n_batches = -(-self.n_tokens // int(saved.block_rows))
+        size = int(saved.block_rows)
+        self.n_batches = -(-self.n_tokens // size)
+        self.batch_tokens = np.diff([*range(0, self.n_tokens, size), self.n_tokens])
 
     def batches(self, start: int) -> Iterator[ActivationBatch]:
         """Yield blocks from number ``start`` on."""

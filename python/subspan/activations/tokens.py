@@ -23,6 +23,14 @@ class _Document(NamedTuple):
     ids: npt.NDArray[np.int64]
     spans: npt.NDArray[np.int64] | None  # (n, 2) character range of each token
 
+    def ends_before(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Return where the text of the token before each of start..stop ends."""
+        assert self.spans is not None
+        ends = np.zeros(stop - start, dtype=np.int64)
+        first = max(start, 1)
+        ends[first - start :] = self.spans[first - 1 : stop - 1, 1]
+        return ends
+
 
 class TokenStream(Sequence[TokenBatch]):
     """Windows of tokens in document order, in batches; made by `tokenize`.
@@ -101,12 +109,14 @@ class TokenStream(Sequence[TokenBatch]):
         windows = self._windows[number * self.batch_size : (number + 1) * self.batch_size]
         before, after = len(self.prefix), len(self.suffix)
         special = self._tokenizer.convert_ids_to_tokens([*self.prefix, *self.suffix])
-        ids, pieces, documents, positions, slots, lengths = [], [], [], [], [], []
+        ids, pieces, shared, documents, positions, slots, lengths = [], [], [], [], [], [], []
         for document, start, stop in windows:
             length = before + stop - start + after
             content = self._documents[document].ids[start:stop]
             ids.append(np.concatenate([self.prefix, content, self.suffix]).astype(np.int64))
             pieces += [*special[:before], *self.pieces(document, start, stop), *special[before:]]
+            shared.append(np.zeros(length, dtype=np.int64))
+            shared[-1][before : length - after] = self._shared(document, start, stop)
             documents.append(np.full(length, document, dtype=np.int64))
             position = np.full(length, -1, dtype=np.int64)
             position[before : length - after] = np.arange(start, stop)
@@ -118,6 +128,7 @@ class TokenStream(Sequence[TokenBatch]):
             index=number,
             ids=np.concatenate(ids),
             pieces=tuple(pieces),
+            shared=np.concatenate(shared),
             document=np.concatenate(documents),
             position=position,
             window_position=np.concatenate(slots),
@@ -134,13 +145,21 @@ class TokenStream(Sequence[TokenBatch]):
         source = self._documents[document]
         if source.spans is None:
             return [str(p) for p in self._tokenizer.convert_ids_to_tokens(source.ids[start:stop])]
-        spans = source.spans[start:stop]
-        ends = np.concatenate([source.spans[start - 1 : start, 1] if start else [0], spans[:-1, 1]])
+        spans, ends = source.spans[start:stop], source.ends_before(start, stop)
         pieces = []
         for (first, last), end in zip(spans.tolist(), ends.tolist(), strict=True):
             joined = end < first and source.text[end:first].isspace()
             pieces.append(source.text[end if joined else first : last])
         return pieces
+
+    def _shared(self, document: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Count the characters of each piece that the piece before it has as well."""
+        source = self._documents[document]
+        if source.spans is None:
+            return np.zeros(stop - start, dtype=np.int64)
+        first, last = source.spans[start:stop].T
+        shared: npt.NDArray[np.int64] = source.ends_before(start, stop) - first
+        return shared.clip(0, last - first)
 
     def context(
         self, document: int, position: int, *, before: int = 8, after: int = 8
@@ -165,6 +184,13 @@ class TokenStream(Sequence[TokenBatch]):
         middle = middle_end - len(piece)
         text_start, text_stop = int(source.spans[start, 0]), int(source.spans[stop - 1, 1])
         return source.text[text_start:middle], piece, source.text[middle_end:text_stop]
+
+    @property
+    def batch_tokens(self) -> npt.NDArray[np.int64]:
+        """Count the tokens of each batch."""
+        around = len(self.prefix) + len(self.suffix)
+        sizes = np.array([stop - start + around for _, start, stop in self._windows])
+        return np.add.reduceat(sizes, np.arange(0, self.n_windows, self.batch_size), dtype=np.int64)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -25,16 +25,21 @@ _DTYPES = {
     "int32": "I32",
     "uint8": "U8",
     "bool": "BOOL",
+    "bfloat16": "BF16",  # numpy has no such type: uint16 arrays, named so by `Entry.stored`
 }
 
 
 class Entry(NamedTuple):
-    """One tensor of a safetensors file, made only when it is its turn to be written."""
+    """One tensor of a safetensors file, made only when it is its turn to be written.
+
+    ``stored`` names the type when numpy has none for it: ``"bfloat16"`` for uint16 arrays.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     make: Callable[[], np.ndarray]
+    stored: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -42,9 +47,9 @@ class Entry(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @classmethod
-    def of(cls, name: str, array: np.ndarray) -> "Entry":
+    def of(cls, name: str, array: np.ndarray, stored: str = "") -> "Entry":
         """Wrap an array that exists already."""
-        return cls(name, array.shape, array.dtype, lambda: array)
+        return cls(name, array.shape, array.dtype, lambda: array, stored)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -103,13 +108,14 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for entry in entries:
-        if entry.name in header or entry.dtype.name not in _DTYPES:
+        dtype = entry.stored or entry.dtype.name
+        if entry.name in header or dtype not in _DTYPES:
             raise InvalidArgumentError(
                 "[write_safetensors] entries must have unique names and a dtype of "
                 f"{', '.join(_DTYPES)}, got {entry.name!r} of {entry.dtype}"
             )
         header[entry.name] = {
-            "dtype": _DTYPES[entry.dtype.name],
+            "dtype": _DTYPES[dtype],
             "shape": list(entry.shape),
             "data_offsets": [offset, offset + entry.n_bytes],
         }
@@ -126,6 +132,6 @@ def write_safetensors(
                     f"[write_safetensors] tensor {entry.name!r} must have shape {entry.shape}, "
                     f"got {array.shape}"
                 )
-            yield array.tobytes()
+            yield array.reshape(-1).view(np.uint8).data
 
     write_atomic(path, chunks(), n_bytes=8 + len(head) + offset)

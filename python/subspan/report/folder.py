@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +48,8 @@ class RunFolder:
     main
         The result that appears last and marks a finished run, e.g. ``"report.html"``.
     results
-        Every name that a finished run leaves; a folder with other entries is foreign.
+        Every name that a finished run leaves, or a pattern for it (``shard-*.bin``); a folder with
+        other entries is foreign, and so is one without ``main``.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"[{name}] out must be a folder, got the file {str(self.path)!r}")
         found = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
-        foreign = sorted(found - self.results - {_WORK})
+        ours = {n for n in found if any(fnmatchcase(n, pattern) for pattern in self.results)}
+        if not found & {self.main, _WORK}:
+            ours = set()
+        foreign = sorted(found - ours - {_WORK})
         if foreign:
             raise OutputError(
                 f"[{name}] out must be a new or empty folder, got {str(self.path)!r} which holds "

@@ -62,6 +62,7 @@ class Page:
         if subtitle:
             self._parts.append(f'<p class="subtitle">{escape(subtitle)}</p>')
         self._parts.append("</header>")
+        self._style, self._script = _CSS, _SORT
 
     def section(self, title: str) -> None:
         """Start a section."""
@@ -126,14 +127,20 @@ class Page:
         rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items)
         self._parts.append(f"<dl>{rows}</dl>")
 
+    def block(self, markup: str, *, style: str = "", script: str = "") -> None:
+        """Add markup that is escaped already, with the style and the script that it needs."""
+        self._parts.append(markup)
+        self._style += style
+        self._script += script
+
     def html(self) -> str:
         """Return the whole page."""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{_CSS}</style></head>\n<body><main>\n"
+            f"<title>{escape(self.title)}</title><style>{self._style}</style></head>\n<body><main>\n"
             + "\n".join(self._parts)
-            + f"\n</main><script>{_SORT}</script></body></html>\n"
+            + f"\n</main><script>{self._script}</script></body></html>\n"
         )
 
     def write(self, path: Path) -> None:

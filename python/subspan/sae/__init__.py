@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from subspan.sae.autoencoder import ARCHITECTURES as ARCHITECTURES
 from subspan.sae.autoencoder import Autoencoder as Autoencoder
+from subspan.sae.evaluation import Evaluation as Evaluation
+from subspan.sae.evaluation import evaluate as evaluate
+from subspan.sae.reporting import Report as Report
+from subspan.sae.reporting import report as report
+from subspan.sae.study import study as study
 
 if TYPE_CHECKING:
     from subspan.sae._initialize import geometric_median as geometric_median
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from subspan.sae.choice import MutualChoiceSAE as MutualChoiceSAE
     from subspan.sae.choice import Zipf as Zipf
     from subspan.sae.choice import fit_zipf as fit_zipf
+    from subspan.sae.config import TrainConfig as TrainConfig
     from subspan.sae.make import make_sae as make_sae
     from subspan.sae.nested import MatryoshkaSAE as MatryoshkaSAE
     from subspan.sae.nested import OrthogonalSAE as OrthogonalSAE
@@ -27,9 +33,12 @@ if TYPE_CHECKING:
     from subspan.sae.penalized import PenalizedSAE as PenalizedSAE
     from subspan.sae.penalized import ReLUSAE as ReLUSAE
     from subspan.sae.pursuit import MatchingPursuitSAE as MatchingPursuitSAE
+    from subspan.sae.run import Training as Training
+    from subspan.sae.run import train as train
     from subspan.sae.selection import BatchTopKSAE as BatchTopKSAE
     from subspan.sae.selection import SelectionSAE as SelectionSAE
     from subspan.sae.selection import TopKSAE as TopKSAE
+    from subspan.sae.trainer import Trainer as Trainer
 
 # Names that need torch, and where they are.
 _LAZY = {
@@ -47,10 +56,14 @@ _LAZY = {
     "SAE": "base",
     "SelectionSAE": "selection",
     "TopKSAE": "selection",
+    "TrainConfig": "config",
+    "Trainer": "trainer",
+    "Training": "run",
     "Zipf": "choice",
     "fit_zipf": "choice",
     "geometric_median": "_initialize",
     "make_sae": "make",
+    "train": "run",
 }
 
 __all__ = [
@@ -58,6 +71,7 @@ __all__ = [
     "SAE",
     "Autoencoder",
     "BatchTopKSAE",
+    "Evaluation",
     "FeatureChoiceSAE",
     "GatedSAE",
     "JumpReLUSAE",
@@ -68,12 +82,20 @@ __all__ = [
     "OrthogonalSAE",
     "PenalizedSAE",
     "ReLUSAE",
+    "Report",
     "SelectionSAE",
     "TopKSAE",
+    "TrainConfig",
+    "Trainer",
+    "Training",
     "Zipf",
+    "evaluate",
     "fit_zipf",
     "geometric_median",
     "make_sae",
+    "report",
+    "study",
+    "train",
 ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from subspan import sparse_decode
+from subspan.sae.parallel import over_ranks, rank_count
 
 __all__ = [
     "Aside",
@@ -83,12 +84,12 @@ class _SquaredError(torch.autograd.Function):  # type: ignore[misc]
 
 def normalized_error(estimate: Tensor, x: Tensor) -> Tensor:
     """Return |x - estimate|^2 over |x - mean|^2, of all rows; zero where the rows are all alike."""
-    variation = x - column_sums(x) / x.shape[0]
-    size = total(variation * variation)
+    variation = x - over_ranks(column_sums(x)) / (x.shape[0] * rank_count())
+    size = over_ranks(total(variation * variation))
     rounding = 16 * torch.finfo(x.dtype).eps  # of the mean
-    if not size > rounding**2 * total(x * x):
+    if not size > rounding**2 * over_ranks(total(x * x)):
         return estimate.new_zeros(())
-    return squared_error(estimate, x)[0] / size
+    return squared_error(estimate, x)[0] / (size / rank_count())  # gradients will be averaged
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:

@@ -44,6 +44,16 @@ class Dictionary(NamedTuple):
         biases = weights.b_enc.index_select(0, dead)
         return cls(encoder.t(), decoder, DeadLatents(some_encoder.t(), some_decoder, biases))
 
+    def without(self, active: Tensor) -> Dictionary:
+        """Return the same, less those of the dead that are active after all."""
+        if self.dead is None or not bool(active.any()):
+            return self
+        left = (~active).nonzero()[:, 0]
+        if len(left) == 0:
+            return self._replace(dead=None)
+        w_enc, w_dec, b_enc = self.dead
+        return self._replace(dead=DeadLatents(w_enc[:, left], w_dec[left], b_enc[left]))
+
 
 class _Rows:
     """Some rows of a matrix."""

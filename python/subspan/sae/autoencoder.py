@@ -20,7 +20,7 @@ from subspan._checks import choice, ndim, real
 from subspan._rows import check_finite
 from subspan.errors import DtypeError, InvalidArgumentError
 from subspan.sae._fields import ARRAYS, BY_BATCH, FLOATS, GATED, check_arrays, check_selection
-from subspan.sae._normalize import NORMALIZE, statistics
+from subspan.sae._normalize import NORMALIZE, normalized, statistics
 from subspan.sae._select import gated_encode, namespace, pursue
 
 __all__ = ["ARCHITECTURES", "Autoencoder"]
@@ -60,7 +60,7 @@ class Autoencoder:
         Whether b_dec is subtracted from x before encoding.
     normalize : {"none", "constant_norm_rescale", "layer_norm"}
         What is done to every row first and undone in x̂: scaled to norm sqrt(d); or less its mean
-        over its standard deviation (of d - 1) plus 1e-5.
+        over its standard deviation (of d - 1), to which 1e-5 is added on the way in.
     scale : float
         A factor of x, after normalize; x̂ is divided by it.
     relu_first : bool
@@ -316,6 +316,53 @@ class Autoencoder:
             return self.to_torch(dtype=dtype)
         return self._mapped(lambda x: x.astype(dtype))
 
+    # ---- files -------------------------------------------------------------------------------
+
+    def save(self, path: Any, *, format: str = "subspan") -> None:
+        """Write it to a folder: `subspan.sae.formats.save`.
+
+        Parameters
+        ----------
+        path : path
+        format : {"subspan", "saelens", "sparsify", "dictionary_learning"}
+
+        Raises
+        ------
+        UnsupportedError
+            The format cannot express it.
+        OutputError
+            The files cannot be written.
+        """
+        from subspan.sae import formats
+
+        formats.save(self, path, format=format)
+
+    @staticmethod
+    def load(path: Any, **options: Any) -> Autoencoder:
+        """Return what a folder or file of any known format holds: `subspan.sae.formats.load`.
+
+        Parameters
+        ----------
+        path : path
+        **options
+            Those of the reader of the format, such as ``dtype``.
+
+        Returns
+        -------
+        Autoencoder
+            Of numpy arrays.
+
+        Raises
+        ------
+        FileFormatError
+            There is no file that is known, or it is damaged.
+        UnsupportedError
+            What it holds is not served.
+        """
+        from subspan.sae import formats
+
+        return formats.load(path, **options)
+
     # ---- parts -------------------------------------------------------------------------------
 
     def _set(self, **values: Any) -> None:
@@ -355,8 +402,7 @@ class Autoencoder:
         return x if raw else self._prepared(x, statistics(x, self.normalize))
 
     def _prepared(self, x: Any, undo: tuple[Any, Any]) -> Any:
-        if self.normalize != "none":
-            x = (x - undo[0]) / undo[1]
+        x = normalized(x, self.normalize, undo)
         return x if self.scale == 1 else x * self.scale
 
     def _encode(self, x: Any) -> SparseCode | RaggedCode:

@@ -15,6 +15,7 @@ from subspan.errors import InvalidArgumentError
 from subspan.sae._arithmetic import add_bias
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.base import Code
+from subspan.sae.parallel import over_ranks, rank_count
 from subspan.sae.selection import BatchTopKSAE, SelectionSAE
 
 __all__ = ["FeatureChoiceSAE", "MutualChoiceSAE", "Zipf", "fit_zipf"]
@@ -110,6 +111,7 @@ class MutualChoiceSAE(BatchTopKSAE):
     """
 
     architecture: ClassVar[str] = "mutual_choice"
+    spares_active = None  # who is used too little may be active now and then
 
     def __init__(
         self, width: int, n_latents: int, *, k: float, zipf_slack: float = 0.5, **options: Any
@@ -133,7 +135,8 @@ class MutualChoiceSAE(BatchTopKSAE):
             return
         rate = max(self.threshold_rate, 1.0 / (before + 1))
         counts = torch.bincount(code.indices[code.values > 0], minlength=self.n_latents)
-        self.density += (counts.double() / (len(code.offsets) - 1) - self.density) * rate
+        rows = (len(code.offsets) - 1) * rank_count()
+        self.density += (over_ranks(counts.double()) / rows - self.density) * rate
 
     def underused(self) -> Tensor:
         """Return which latents are active less often than Zipf's law says for their rank.

@@ -15,6 +15,7 @@ from subspan.sae._fields import GATED
 from subspan.sae._select import gated_encode
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.base import SAE, Code
+from subspan.sae.parallel import mean_over_ranks
 
 __all__ = ["GatedSAE", "JumpReLUSAE", "PenalizedSAE", "ReLUSAE"]
 
@@ -222,7 +223,7 @@ class JumpReLUSAE(PenalizedSAE):
         code = RaggedCode(values, seen.indices, seen.offsets)
         estimate = self._decoded(code, self.w_dec)
         error, _ = squared_error(estimate, x)
-        l0 = total(active) / len(x)
+        l0 = mean_over_ranks(total(active) / len(x))
         penalty = l0 if self.l0_target is None else (l0 / self.l0_target - 1).square()
         terms = {"reconstruction": error / len(x), "l0": penalty * self._weight}
         return terms, estimate, code

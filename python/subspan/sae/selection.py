@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from subspan import batch_topk_encode, threshold_encode, topk_encode
+from subspan import threshold_encode, topk_encode
 from subspan._checks import integer, real
 from subspan.sae._arithmetic import inverse_variance, squared_error
 from subspan.sae._auxiliary import Dictionary, dead_error
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.base import SAE, Code
+from subspan.sae.parallel import any_over_ranks, batch_topk_encode, least_positive
 
 __all__ = ["BatchTopKSAE", "SelectionSAE", "TopKSAE"]
 
@@ -26,7 +28,15 @@ class SelectionSAE(SAE):
     AuxK is the normalised error ``|e - ê|^2 / |e - mean(e)|^2`` of what the k_aux largest dead
     latents make of ``e = x - x̂``, with e as it is: live latents learn nothing from it, and neither
     e nor ê has b_dec in it. Where e does not vary it is zero.
+
+    Attributes
+    ----------
+    spares_active : bool
+        Whether those of the dead that are active in the batch at hand count as live, which only
+        the loss can know in time. A `Trainer` sets it.
     """
+
+    spares_active: bool | None = False
 
     def __init__(
         self,
@@ -78,6 +88,8 @@ class SelectionSAE(SAE):
         parts = Dictionary.of(self, chosen)
         code = self._select(x, parts.w_enc)
         terms, estimate, rest = self._errors(x, code, parts.w_dec, step)
+        if chosen is not None and self.spares_active:
+            parts = parts.without(any_over_ranks(self.fired(code))[chosen])
         if parts.dead is not None:
             error = dead_error(x, rest, parts.dead, self.k_aux, self._b_pre)
             terms["auxk"] = error * self.aux_coefficient
@@ -234,12 +246,12 @@ class BatchTopKSAE(SelectionSAE):
         code : RaggedCode
             Of a batch in training mode.
         """
-        positive = code.values[code.values > 0]
-        if len(positive) == 0:
+        least = least_positive(code.values)
+        if math.isinf(least):
             return
         self.threshold_batches += 1
         rate = max(self.threshold_rate, 1.0 / int(self.threshold_batches))
-        self.threshold += (float(positive.min()) - self.threshold) * rate
+        self.threshold += (least - self.threshold) * rate
 
     def _exported(self) -> dict[str, Any]:
         known = self.threshold_batches > 0
