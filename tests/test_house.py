@@ -10,7 +10,10 @@ import subspan
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
-STEMS = ("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn")
+STEMS = (
+    *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"),
+    "kernel_matvec",
+)
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
     *("_affine", "_arrays", "_checks", "_config", "_estimator", "_files", "_moments_estimator"),
@@ -147,7 +150,7 @@ def test_the_public_names_are_these():
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
-        *("knn_both", "sparse_decode"),
+        *("knn_both", "sparse_decode", "kernel_matvec"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

@@ -188,5 +188,6 @@ void bind_topk(pybind11::module_& m);
 void bind_decode(pybind11::module_& m);
 void bind_encode(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
+void bind_kernel_matvec(pybind11::module_& m);
 
 }  // namespace subspan::bindings

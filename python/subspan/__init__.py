@@ -19,6 +19,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
+from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
@@ -53,6 +54,7 @@ __all__ = [
     "eigvalsh",
     "errors",
     "get_num_threads",
+    "kernel_matvec",
     "knn",
     "knn_both",
     "qr",
