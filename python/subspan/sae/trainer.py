@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from subspan import _checks
+from subspan._config import keep_memory
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 from subspan.sae.base import LossTerms
 from subspan.sae.checkpoints import Checkpoint, require_architecture, require_shapes
@@ -135,6 +136,8 @@ class Trainer:
             source, config.batch_size, seed=config.seed, site=site, exclude=exclude
         )
         self.optimizer = make_optimizer(sae, config)
+        gradients = sum(p.numel() * p.element_size() for p in sae.parameters())
+        keep_memory(self, gradients)
         self._spares_active = getattr(sae, "spares_active", None) is not None
         if self._spares_active:
             sae.spares_active = True
