@@ -119,10 +119,16 @@ def dense_auxk(sae, x, rest, dead):
 def tree_data(rng, rows, d=20):
     """Rows of one of 11 exclusive parents, three of which have three exclusive children each.
 
+    Parents are orthogonal to all others, children to those of other parents; siblings are alike.
     Returns rows, the 20 unit directions (parents first) and the parents of the nine children.
     """
-    directions = rng.standard_normal((20, d))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    basis = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    siblings = 0.7 * np.eye(3) + 0.3  # three directions with cosines of about 0.7
+    siblings /= np.linalg.norm(siblings, axis=1, keepdims=True)
+    directions = basis[:20].copy()
+    for family in range(3):
+        place = slice(11 + 3 * family, 14 + 3 * family)
+        directions[place] = siblings @ basis[place]
     codes = np.zeros((rows, 20))
     parent = rng.integers(0, 11, rows)
     codes[np.arange(rows), parent] = rng.normal(1.5, 0.25, rows)

@@ -34,7 +34,7 @@ def run(stem, *arguments):
     "stem",
     [
         *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"),
-        *("adam", "angles", "cka", "batches", "sae"),
+        *("adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

@@ -12,7 +12,7 @@ SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
 STEMS = (
     *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca"),
-    *("topk", "encode", "knn", "adam"),
+    *("topk", "encode", "knn", "adam", "kernel_matvec"),
 )
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
@@ -150,7 +150,7 @@ def test_the_public_names_are_these():
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
-        *("knn_both", "sparse_decode", "adam_step", "gradient_norm"),
+        *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

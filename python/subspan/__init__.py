@@ -20,6 +20,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
+from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
@@ -56,6 +57,7 @@ __all__ = [
     "errors",
     "get_num_threads",
     "gradient_norm",
+    "kernel_matvec",
     "knn",
     "knn_both",
     "qr",
