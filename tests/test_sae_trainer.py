@@ -230,6 +230,31 @@ def test_k_is_annealed_and_comes_back(rows):
     assert done.metrics["k"] == 11
 
 
+def test_what_was_trained_or_loaded_is_not_begun_anew(rows):
+    first = train(sae(), rows, config(), held_out=rows[:200])
+    again = train(first.sae, rows, config(steps=1, lr=1e-9), held_out=rows[:200])
+    loaded = TopKSAE.from_autoencoder(first.sae.export())
+    other = train(loaded, rows, config(steps=1, lr=1e-9), held_out=rows[:200])
+    name = "held_out.explained_variance"
+    for done in (again, other):
+        assert np.isclose(done.metrics[name], first.metrics[name], atol=1e-5)
+    anew = train(first.sae, rows, config(steps=1, lr=1e-9, init="tied"), held_out=rows[:200])
+    assert anew.metrics[name] < first.metrics[name] - 0.05
+
+
+def test_an_interrupted_schedule_leaves_nothing_behind(rows):
+    made = sae()
+
+    def stop(_stage, done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made, rows, config(k_start=12, k_steps=8), progress=stop)
+    assert made.k == K
+    assert not made.training
+
+
 def test_metrics_are_those_of_the_definitions(rows):
     trainer = Trainer(sae(), rows, config())
     result = trainer.step()
