@@ -28,6 +28,10 @@ NEEDS = {
     "subspan.report": ("matplotlib", "rich"),
     "subspan.atlas": ("torch", "matplotlib"),
     "subspan.comparison": ("torch", "matplotlib"),
+    **{
+        f"subspan.sae.{module}": ("torch",)
+        for module in ("base", "choice", "make", "nested", "penalized", "pursuit", "selection")
+    },
     "subspan.cli": ("typer", "rich"),
 }
 BLOCK = re.compile(
