@@ -53,7 +53,7 @@ def dense(sae, x):
             rest -= value[:, None] * sae.w_dec[best]
         return out
     bar = 0 if kind == "relu" else sae.threshold
-    return z * (z > np.maximum(bar, 0))
+    return z * (z > (bar if kind == "feature_choice" else np.maximum(bar, 0)))
 
 
 def test_there_is_one_of_each():
@@ -139,6 +139,8 @@ def test_negative_thresholds_are_rectifiers(rng):
     sae = made("jumprelu", rng)
     other = Autoencoder("relu", sae.w_enc, sae.w_dec, sae.b_dec, sae.b_enc)
     x = rng.standard_normal((9, D))
+    signed = made("feature_choice", np.random.default_rng(20240229), threshold=np.full(N, -1.0))
+    assert bool((signed.encode(x).values < 0).any())
     for threshold in (-1.0, np.full(N, -1.0)):
         same = made("jumprelu", np.random.default_rng(20240229), threshold=threshold)
         assert np.array_equal(same.reconstruct(x), other.reconstruct(x))

@@ -168,7 +168,8 @@ def test_gates_shrink_less_than_a_penalty(threads):
     gated, few = measured("gated", 0.4)
     plain, more = measured("relu", 1.0)
     assert few <= more
-    assert abs(gated - 1) < 0.02 < 0.1 < abs(plain - 1)
+    assert abs(gated - 1) < 0.02
+    assert abs(plain - 1) > 0.1
 
 
 def test_scaling_a_latent_and_its_direction_changes_nothing():
@@ -223,7 +224,7 @@ def test_bits_do_not_depend_on_threads(architecture):
     seen = []
     before = torch.get_num_threads()
     try:
-        for count in (1, 2, 3, 3):
+        for count in (1, 2, 3):
             torch.set_num_threads(count)
             set_num_threads(count)
             options = {"threshold": 0.1, "bandwidth": 0.1} if architecture == "jumprelu" else {}

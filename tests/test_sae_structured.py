@@ -10,12 +10,9 @@ from sae_oracle import (  # noqa: E402
     dense_auxk,
     dense_batch_topk,
     gradients,
-    match_score,
     module,
     pre_activations,
     rows,
-    train,
-    tree_data,
 )
 from subspan import set_num_threads  # noqa: E402
 from subspan.errors import InvalidArgumentError  # noqa: E402
@@ -24,9 +21,7 @@ from subspan.sae import (  # noqa: E402
     FeatureChoiceSAE,
     MatchingPursuitSAE,
     MatryoshkaSAE,
-    MutualChoiceSAE,
     OrthogonalSAE,
-    fit_zipf,
     make_sae,
 )
 
@@ -147,123 +142,6 @@ def test_orthogonal_losses_and_gradients():
     assert sae.export().architecture == "batch_topk"
 
 
-def test_the_penalty_keeps_directions_apart(threads):
-    threads(1)
-    x = torch.from_numpy(tree_data(np.random.default_rng(0), 6000)[0])
-
-    def crowd(architecture, **options):
-        sae = make_sae(architecture, 20, 32, k=2, **options).initialize(x[:2000])
-        train(sae, x, steps=200, lr=1e-2)
-        unit = sae.w_dec.detach() / sae.w_dec.detach().norm(dim=-1, keepdim=True)
-        return float((unit @ unit.t() - 2 * torch.eye(32)).max(dim=1).values.mean())
-
-    assert crowd("orthogonal", orthogonality=2.0) < crowd("batch_topk") - 0.1
-
-
-def test_mutual_choice_is_batch_topk_bit_for_bit():
-    a = module("mutual_choice", k=3.5)
-    b = module("batch_topk", k=3.5)
-    ours, theirs = a.loss(rows()), b.loss(rows())
-    assert torch.equal(ours.total, theirs.total)
-    for mine, other in zip(ours.code, theirs.code, strict=True):
-        assert torch.equal(mine, other)
-    for name, mine in gradients(a, ours.total).items():
-        assert torch.equal(mine, gradients(b, theirs.total)[name])
-
-
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.7])
-def test_the_law_of_densities_is_fitted(exponent, rng):
-    ranks = np.arange(1, 2001)
-    law = 0.4 * ranks**-exponent
-    exact = fit_zipf(rng.permutation(np.concatenate([law, np.zeros(50)])))
-    assert exact == pytest.approx((exponent, 0.4))
-    counts = rng.poisson(law * 1e6)  # a sample of a million rows
-    assert abs(fit_zipf(counts / 1e6).exponent / exponent - 1) < 0.05
-    with pytest.raises(InvalidArgumentError, match="two positive entries or more, got 1"):
-        fit_zipf([0.0, 0.3])
-
-
-def test_latents_below_the_law_are_revived():
-    sae = MutualChoiceSAE(10, 36, k=4, zipf_slack=0.5, dtype="float64")
-    assert not bool(sae.underused().any())
-    law = 0.3 * torch.arange(1.0, 37.0, dtype=torch.float64) ** -0.7
-    sae.density.copy_(law)
-    assert not bool(sae.underused().any())
-    sae.density[30:] *= 0.05
-    assert sae.underused().nonzero()[:, 0].tolist() == list(range(30, 36))
-    x, dead = rows(), torch.arange(36) == 2
-    both = dead | sae.underused()
-    made = sae.loss(x).reconstruction
-    out = sae.loss(x, dead=dead)
-    wanted = sae.aux_coefficient * dense_auxk(sae, x, x - made, both)
-    assert torch.allclose(out.terms["auxk"], wanted)
-    sae.zipf_slack = 0.0
-    assert list(sae.loss(x).terms) == ["reconstruction"]
-
-
-def test_densities_are_running_means():
-    sae = module("mutual_choice", k=4, threshold_rate=0.25)
-    wanted = torch.zeros(36, dtype=torch.float64)
-    for seed in range(6):
-        code = sae.loss(rows(seed=seed)).code
-        sae.update_threshold_(code)
-        here = (code.to_dense(36) > 0).double().mean(0).detach()
-        wanted += (here - wanted) * max(0.25, 1 / (seed + 1))
-    assert torch.allclose(sae.density, wanted)
-    assert float(wanted.sum()) == pytest.approx(4)
-
-
-@pytest.mark.parametrize("options", [{}, {"profile": "zipf"}, {"profile": "zipf", "k": 9.3}])
-@pytest.mark.parametrize("pre_bias", [True, False])
-def test_every_latent_takes_its_rows(pre_bias, options):
-    sae = module("feature_choice", **{"k": 6, **options}, pre_bias=pre_bias)
-    sae.loss_scale.fill_(1.7)
-    x = rows(40)
-    budgets = sae.budgets(40)
-    assert budgets.sum() <= int(sae.k * 40)
-    assert budgets.min() >= 1
-    if sae.profile == "uniform":
-        assert (budgets == 6 * 40 // 36).all()
-    else:
-        assert (np.diff(budgets) <= 0).all()
-        assert budgets[0] > 4 * budgets[-1]
-        assert budgets.sum() > int(sae.k * 40) - 12
-    z = pre_activations(sae, x)
-    code = torch.zeros_like(z)
-    for i, m in enumerate(budgets):
-        best = z[:, i].topk(int(m)).indices
-        code[best, i] = z[best, i]
-    made = code @ sae.w_dec + sae.b_dec
-    out = sae.loss(x)
-    assert torch.equal(out.code.indices.bincount(minlength=36), torch.from_numpy(budgets))
-    assert torch.allclose(out.code.to_dense(36), code)
-    assert bool((out.code.indices.diff()[out.code.offsets.diff().cumsum(0)[:0]] > 0).all())
-    assert torch.allclose(out.reconstruction, made)
-    assert_same_gradients(sae, out.total, (made - x).square().mean() * 1.7)
-
-
-def test_no_latent_is_dead_and_thresholds_follow():
-    sae = module("feature_choice", k=3)
-    with torch.no_grad():
-        sae.b_enc[:18] = -50  # which TopK would never choose
-    with pytest.raises(InvalidArgumentError, match="thresholds must be known"):
-        sae.export()
-    least = []
-    for seed in range(5):
-        code = sae.loss(rows(60, seed=seed)).code
-        assert bool(sae.fired(code).all())
-        sae.update_threshold_(code)
-        dense = code.to_dense(36).masked_fill(code.to_dense(36) == 0, torch.inf)
-        least.append(dense.min(dim=0).values.detach())
-    assert torch.allclose(sae.threshold, torch.stack(least).mean(0))
-    x = rows(4000, seed=9)
-    count = len(sae.eval().encode(x).values) / 4000
-    assert abs(count / 3 - 1) < 0.15
-    assert torch.allclose(sae.export().reconstruct(x), sae(x)[0].detach(), rtol=1e-12)
-    with pytest.raises(InvalidArgumentError, match=r"n / k = 12 rows or more, .* got 11"):
-        sae.train().loss(rows(11))
-
-
 @pytest.mark.parametrize("pre_bias", [True, False])
 def test_pursuit_losses_and_gradients(pre_bias):
     sae = module("matching_pursuit", n=30, k=5, pre_bias=pre_bias)
@@ -279,6 +157,8 @@ def test_pursuit_losses_and_gradients(pre_bias):
 def test_gradients_of_the_coefficients_too():
     """A loss of code and rest, by differences; some pursuits end early."""
     sae = module("matching_pursuit", d=6, n=4, k=4)
+    with torch.no_grad():
+        sae.w_dec.abs_().mul_(1.1)  # at norm 1 the rest is orthogonal to the last: a kink
     x = rows(9, 6)
     assert bool((sae.encode(x).values == 0).any())
     weights = torch.randn((9, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -305,41 +185,6 @@ def test_pursuit_of_orthonormal_directions_is_topk():
     assert torch.allclose(ours.values, theirs.values)
 
 
-def test_both_levels_of_a_tree_are_found(threads):
-    threads(1)
-    x, truth, parents = tree_data(np.random.default_rng(4), 8000)
-    x = torch.from_numpy(x)
-    sae = MatchingPursuitSAE(20, 20, k=2).initialize(x[:2000])
-    train(sae, x, steps=500, lr=1e-2)
-    found = sae.w_dec.detach().numpy()
-    assert match_score(found, truth) >= 0.9
-
-
-def test_absorption_is_less_where_latents_are_nested(threads):
-    """Rows of a parent and a child: how often no latent close to the parent is active."""
-    threads(1)
-    x, truth, parents = tree_data(np.random.default_rng(4), 8000)
-    x = torch.from_numpy(x)
-
-    def absorbed(architecture, **options):
-        sae = make_sae(architecture, 20, 24, k=2, **options).initialize(x[:2000])
-        train(sae, x, steps=500, lr=1e-2)
-        w = sae.w_dec.detach().numpy()
-        cosines = (w / np.linalg.norm(w, axis=1, keepdims=True)) @ truth[:3].T
-        near = cosines.argmax(0)
-        rates = []
-        for parent in range(3):
-            codes = np.zeros((9, 20))
-            child = 11 + np.flatnonzero(parents == parent)
-            pure = truth[parent] * 1.5 + truth[child] * 1.5
-            code = sae.encode(torch.from_numpy(pure.astype(np.float32))).to_dense(24).detach()
-            rates.append(float((code[:, near[parent]] <= 0).double().mean()))
-            del codes
-        return np.mean(rates)
-
-    assert absorbed("matryoshka", group_sizes=(11, 13)) <= absorbed("batch_topk")
-
-
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [
@@ -351,16 +196,16 @@ def test_absorption_is_less_where_latents_are_nested(threads):
     ],
 )
 def test_bits_do_not_depend_on_threads(architecture, options):
-    x = torch.randn((2500, 24), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((1600, 24), generator=torch.Generator().manual_seed(0))
     seen = []
     before = torch.get_num_threads()
     try:
-        for count in (1, 2, 3, 3):
+        for count in (1, 2, 3):
             torch.set_num_threads(count)
             set_num_threads(count)
             sae = make_sae(architecture, 24, 200, seed=4, **options).initialize(x)
             adam = torch.optim.Adam(sae.parameters(), lr=1e-2)
-            for step in range(3):
+            for step in range(2):
                 adam.zero_grad()
                 out = sae.loss(x, step=step, dead=torch.arange(200) < 9)
                 out.total.backward()

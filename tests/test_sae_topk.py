@@ -12,11 +12,9 @@ from sae_oracle import (  # noqa: E402
     dense_topk,
     dictionary_data,
     gradients,
-    match_score,
     module,
     pre_activations,
     rows,
-    train,
 )
 from subspan import RaggedCode, set_num_threads, topk_encode  # noqa: E402
 from subspan.errors import DtypeError, InvalidArgumentError  # noqa: E402
@@ -171,21 +169,9 @@ def test_norms_and_their_gradients():
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
-def test_true_directions_are_found(architecture, threads):
-    threads(1)
-    x, truth = dictionary_data(np.random.default_rng(1), 20_000)
-    x = torch.from_numpy(x)
-    sae = make_sae(architecture, 16, 32, k=3).initialize(x[:4096])
-    losses, _ = train(sae, x, steps=600, batch=512, lr=1e-2, dead_after=20)
-    assert losses[-1] < losses[0] / 4
-    wanted = 0.95 if architecture == "topk" else 0.85
-    assert match_score(sae.w_dec.detach().numpy(), truth) >= wanted
-
-
-@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
 def test_bits_do_not_depend_on_threads(architecture):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((3000, 24), generator=generator)
+    x = torch.randn((1600, 24), generator=generator)
     dead = torch.arange(200) % 5 == 0
     seen = []
     before = torch.get_num_threads()
@@ -195,7 +181,7 @@ def test_bits_do_not_depend_on_threads(architecture):
             set_num_threads(count)
             sae = make_sae(architecture, 24, 200, k=6, seed=4).initialize(x)
             adam = torch.optim.Adam(sae.parameters(), lr=1e-2)
-            for _ in range(3):
+            for _ in range(2):
                 adam.zero_grad()
                 out = sae.loss(x, dead=dead)
                 out.total.backward()

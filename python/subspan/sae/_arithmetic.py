@@ -58,8 +58,13 @@ def inverse_variance(x: Tensor) -> float:
     """Return one over the mean square of the rows x less their mean; 1 if they do not vary."""
     wide = x.detach().double()
     centred = wide - column_sums(wide) / len(wide)
-    variance = float(total(centred * centred)) / x.numel()
-    return 1.0 / variance if variance > 0 else 1.0
+    size = float(total(centred * centred))
+    return x.numel() / size if size > _rounding(wide) else 1.0
+
+
+def _rounding(x: Tensor) -> float:
+    """Return what |x - mean|^2 may be of rows x that are all alike: the mean is rounded."""
+    return float((16 * torch.finfo(x.dtype).eps) ** 2 * total(x * x))
 
 
 def squared_error(estimate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,15 +76,16 @@ class _SquaredError(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, estimate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         rest = x - estimate
+        ctx.set_materialize_grads(False)  # no zeros for the difference, which has none
         ctx.save_for_backward(rest)
         ctx.mark_non_differentiable(rest)
         return total(rest * rest), rest
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, of_error: Tensor, _: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, of_error: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         (rest,) = ctx.saved_tensors
-        return rest * (of_error * -2), None
+        return None if of_error is None else rest * (of_error * -2), None
 
 
 def normalized_error(estimate: Tensor, x: Tensor) -> Tensor:

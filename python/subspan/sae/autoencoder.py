@@ -53,7 +53,8 @@ class Autoencoder:
         Latents for each row of "topk", steps of "matching_pursuit"; for architectures that select
         from a batch their average number (a float too).
     threshold : array (n,) or float, optional
-        What z must exceed. Negative ones count as 0, since values are positive.
+        What z must exceed. Negative ones count as 0, but for "feature_choice", whose values may be
+        negative.
     r_mag, b_mag, b_gate : array (n,), optional
         Log scale and bias of the magnitudes, bias of the gates of "gated", which has no b_enc.
     pre_bias : bool
@@ -431,10 +432,10 @@ class Autoencoder:
         if kind in BY_BATCH and self.threshold is None:
             return batch_topk_encode(x, self.w_enc, self.b_enc, k=self.k or 0, b_pre=b_pre)
         bars: Any = 0.0 if kind == "relu" else self.threshold
-        if library_of(bars):
+        if kind != "feature_choice" and library_of(bars):
             xp = namespace(bars)
             bars = xp.where(bars > 0, bars, xp.zeros_like(bars))
-        else:
+        elif kind != "feature_choice":
             bars = max(bars, 0.0)
         return threshold_encode(x, self.w_enc, self.b_enc, threshold=bars, b_pre=b_pre)
 

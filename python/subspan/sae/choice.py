@@ -106,8 +106,9 @@ class MutualChoiceSAE(BatchTopKSAE):
     >>> x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
     >>> sae = MutualChoiceSAE(16, 64, k=4).initialize(x)
     >>> sae.update_threshold_(sae.loss(x).code)
-    >>> sorted(sae.loss(x).terms)
-    ['auxk', 'reconstruction']
+    >>> sae.density[3] /= 100
+    >>> sae.underused().nonzero().tolist(), sorted(sae.loss(x).terms)
+    ([[3]], ['auxk', 'reconstruction'])
     """
 
     architecture: ClassVar[str] = "mutual_choice"

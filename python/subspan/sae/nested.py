@@ -126,6 +126,7 @@ class _PrefixErrors(torch.autograd.Function):  # type: ignore[misc]
         for part in parts.unbind(1):
             rests.append(rests[-1] - part)
         ctx.bias_term = bias_term
+        ctx.set_materialize_grads(False)  # no zeros for the last rest, which has none
         ctx.save_for_backward(*rests)
         ctx.mark_non_differentiable(rests[-1])
         counted = rests if bias_term else rests[1:]
@@ -133,7 +134,9 @@ class _PrefixErrors(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, of_error: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, of_error: Tensor | None, _: Any) -> tuple[Any, ...]:
+        if of_error is None:
+            return None, None, None, None
         first, *rests = ctx.saved_tensors
         of_parts = first.new_empty((len(first), len(rests), first.shape[1]))
         below = torch.zeros_like(first)  # the gradient of a part: all rests that it is taken from
