@@ -135,20 +135,28 @@ struct weighing_points {
       for (int l = 0; l < shape::vectors; ++l)
         x[c][l] = load_lanes<P>(task.x + c * shape::width + l * shape::lanes);
     P const* y = task.y;
-    for (index_t j = 0; j < task.count; j += shape::rows, y += Depth * shape::rows)
-      for (int i = 0; i < shape::rows && j + i < task.count; ++i)
-#pragma GCC unroll 8
-        for (int l = 0; l < shape::vectors; ++l) {
-          tile_vector<P> score{};
-#pragma GCC unroll 4
-          for (int c = 0; c < Depth; ++c) {
-            tile_vector<P> const difference = y[c * shape::rows + i] - x[c][l];
-            score += difference * difference;
-          }
-          sum[l] += f.value(score) * v[j + i];
-        }
+    index_t j = 0;
+    for (; j + shape::rows <= task.count; j += shape::rows, y += Depth * shape::rows)
+      for (int i = 0; i < shape::rows; ++i) add<Depth>(f, x, y + i, v[j + i], sum);
+    for (; j < task.count; ++j, ++y) add<Depth>(f, x, y, v[j], sum);
 #pragma GCC unroll 8
     for (int l = 0; l < shape::vectors; ++l) store_lanes<P>(out + l * shape::lanes, sum[l]);
+  }
+
+  /// One point y of a panel.
+  template <int Depth, class Function, class Points, class Sums>
+  [[gnu::always_inline]] static void add(Function f, Points const& x, P const* y, P v, Sums& sum) {
+    using shape = tile_shape<P>;
+#pragma GCC unroll 8
+    for (int l = 0; l < shape::vectors; ++l) {
+      tile_vector<P> score{};
+#pragma GCC unroll 4
+      for (int c = 0; c < Depth; ++c) {
+        tile_vector<P> const difference = y[c * shape::rows] - x[c][l];
+        score += difference * difference;
+      }
+      sum[l] += f.value(score) * v;
+    }
   }
 };
 
