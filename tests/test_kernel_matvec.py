@@ -52,12 +52,15 @@ def test_every_width_of_the_points(kernel, rng):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_right_hand_sides_do_not_know_each_other(kernel, rng):
-    x, y, v = points(rng, 70, 300, 5, 10, np.float32)
-    together = kernel_matvec(x, y, v, kernel=kernel)
-    for e in (1, 2, 3, 4, 9):
-        np.testing.assert_array_equal(kernel_matvec(x, y, v[:, :e], kernel=kernel), together[:, :e])
-    np.testing.assert_array_equal(kernel_matvec(x, y, v[:, 0], kernel=kernel), together[:, 0])
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 20])
+def test_right_hand_sides_do_not_know_each_other(kernel, d, rng):
+    for dtype in DTYPES:
+        x, y, v = points(rng, 70, 300, d, 10, dtype)
+        whole = kernel_matvec(x, y, v, kernel=kernel)
+        for e in (1, 2, 3, 4, 9):
+            part = kernel_matvec(x, y, v[:, :e], kernel=kernel)
+            np.testing.assert_array_equal(part, whole[:, :e])
+        np.testing.assert_array_equal(kernel_matvec(x, y, v[:, 0], kernel=kernel), whole[:, 0])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

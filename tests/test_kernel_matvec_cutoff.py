@@ -69,6 +69,11 @@ def test_duplicates_widths_and_offsets(rng):
         np.testing.assert_allclose(out, whole, atol=1e-8 * np.abs(v).sum())
 
 
+def test_points_without_coordinates():
+    ones = np.ones(300)
+    np.testing.assert_array_equal(kernel_matvec(np.ones((300, 0)), None, ones, cutoff=0.1), 300)
+
+
 def test_gradients_are_those_of_all_pairs(rng):
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(rng.uniform(size=(200, 2))).requires_grad_()

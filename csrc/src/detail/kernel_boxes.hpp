@@ -16,7 +16,7 @@ namespace subspan::detail {
 template <class T>
 void sort_in_space(rows_view<T> const& points, double const* scale, index_t* ids, index_t count,
                    index_t unit) {
-  if (count <= unit) return;
+  if (count <= unit || points.shape[1] == 0) return;
   index_t longest = 0;
   double length = -1;
   for (index_t c = 0; c < points.shape[1]; ++c) {

@@ -94,6 +94,14 @@ class kernel_product : public kernel_job<T> {
         out[(k / side * k_run + j) * side + k % side] = k < e ? v_(this->y_[first + j], k) : T{1};
   }
 
+  bool add_points(row_group<T>& group, index_t panel, score_task<T> const& task, T const* v) const {
+    index_t const d = this->depth(), width = this->kernels.size.width;
+    if (d < 1 || d > k_few || this->form() != score_form::differences || sums() != 1) return false;
+    alignas(64) T made[1024 / sizeof(T)];
+    this->kernels.weigh_points(this->how_, task, v, made);
+    this->add_to(group.sums + panel * width, made, width);
+    return true;
+  }
   void add(row_group<T>& group, index_t panel, T* tile, index_t count, T const* v) const {
     index_t const width = this->kernels.size.width, side = together();
     alignas(64) T made[1024 / sizeof(T)];
@@ -167,6 +175,7 @@ class kernel_gradient : public kernel_job<T> {
             (static_cast<double>(this->y_.all(first + j, c)) - centre[c]) * scale[c]);
   }
 
+  bool add_points(row_group<T>&, index_t, score_task<T> const&, T const*) const { return false; }
   void add(row_group<T>& group, index_t panel, T* tile, index_t count, T const* more) const {
     auto const [side, width] = this->kernels.size;
     index_t const e = v_.shape[1], lanes = group.panels * width;

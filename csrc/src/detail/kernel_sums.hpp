@@ -39,6 +39,7 @@ struct row_group {
 ///   row_elements(), column_elements()               what is packed besides coordinates
 ///   pack_row(first, count, out, norms), pack_more_of_row(first, count, out)
 ///   pack_column(first, count, out, norms), pack_more_of_column(first, count, out)   one run
+///   add_points(group, panel, task, more)            a run of points; false: the job wants scores
 ///   add(group, panel, tile, count, more)            the scores of a run, which it may overwrite
 template <class T, class Job>
 class kernel_loop {
@@ -175,11 +176,16 @@ class kernel_loop {
         if (sorted() && !can_meet(group.boxes + p * box, boxes_.data() + at / k_run * box,
                                   job_.depth(), job_.reach()))
           continue;
-        job_.kernels.scores(job_.form(),
-                            {group.x + p * width_ * job_.depth(), y_.data() + at * job_.depth(),
-                             group.norms + p * width_, norms_.data() + at, job_.depth(), count},
-                            tile);
-        job_.add(group, p, tile, count, more_.data() + at * job_.column_elements());
+        score_task<T> const task{group.x + p * width_ * job_.depth(),
+                                 y_.data() + at * job_.depth(),
+                                 group.norms + p * width_,
+                                 norms_.data() + at,
+                                 job_.depth(),
+                                 count};
+        T const* const more = more_.data() + at * job_.column_elements();
+        if (job_.add_points(group, p, task, more)) continue;
+        job_.kernels.scores(job_.form(), task, tile);
+        job_.add(group, p, tile, count, more);
       }
     }
   }

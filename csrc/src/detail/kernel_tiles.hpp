@@ -11,6 +11,8 @@ namespace subspan::detail {
 
 inline constexpr index_t k_run = k_rows_of_task;
 
+inline constexpr index_t k_few = 3;  // coordinates that stay in registers with all else
+
 /// How scores are made.
 enum class score_form {
   products,     ///< <x, y>
@@ -34,6 +36,8 @@ struct kernel_kernels {
 
   /// out[i] = sum over j of K v[j], of scores.
   void (*weigh)(kernel_params const& how, P const* tile, index_t count, P const* v, P* out);
+  /// The same from points of up to k_few coordinates, by differences.
+  void (*weigh_points)(kernel_params const& how, score_task<P> const& task, P const* v, P* out);
   /// Turns scores into values.
   void (*apply)(kernel_params const& how, P* tile, index_t count);
   /// Turns scores into slopes times weights.

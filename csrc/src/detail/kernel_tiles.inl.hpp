@@ -110,6 +110,56 @@ struct weighing {
   }
 };
 
+/// The same from a few coordinates, by differences: all in registers.
+template <class P>
+struct weighing_points {
+  template <class Function>
+  static void run(Function f, detail::score_task<P> const* task, P const* v, P* out) {
+    switch (task->depth) {
+      case 1:
+        return sum<1>(f, *task, v, out);
+      case 2:
+        return sum<2>(f, *task, v, out);
+      default:
+        return sum<3>(f, *task, v, out);
+    }
+  }
+
+  template <int Depth, class Function>
+  static void sum(Function f, detail::score_task<P> const& task, P const* v, P* out) {
+    using shape = tile_shape<P>;
+    tile_vector<P> x[Depth][shape::vectors], sum[shape::vectors] = {};
+#pragma GCC unroll 4
+    for (int c = 0; c < Depth; ++c)
+#pragma GCC unroll 8
+      for (int l = 0; l < shape::vectors; ++l)
+        x[c][l] = load_lanes<P>(task.x + c * shape::width + l * shape::lanes);
+    P const* y = task.y;
+    index_t j = 0;
+    for (; j + shape::rows <= task.count; j += shape::rows, y += Depth * shape::rows)
+      for (int i = 0; i < shape::rows; ++i) add<Depth>(f, x, y + i, v[j + i], sum);
+    for (; j < task.count; ++j, ++y) add<Depth>(f, x, y, v[j], sum);
+#pragma GCC unroll 8
+    for (int l = 0; l < shape::vectors; ++l) store_lanes<P>(out + l * shape::lanes, sum[l]);
+  }
+
+  /// One point y of a panel.
+  template <int Depth, class Function, class Points, class Sums>
+  [[gnu::always_inline]] static void add(Function f, Points const& x, P const* y, P v, Sums& sum) {
+    using shape = tile_shape<P>;
+#pragma GCC unroll 8
+    for (int l = 0; l < shape::vectors; ++l) {
+      tile_vector<P> score{};
+#pragma GCC unroll 4
+      for (int c = 0; c < Depth; ++c) {
+        tile_vector<P> const difference = y[c * shape::rows] - x[c][l];
+        score += difference * difference;
+      }
+      sum[l] += f.value(score) * v;
+    }
+  }
+};
+
 /// tile = f(tile)
 template <class P>
 struct applying {
@@ -133,6 +183,10 @@ struct applying_slopes {
 template <class P>
 void weigh_scores(kernel_params const& how, P const* tile, index_t count, P const* v, P* out) {
   with_function<P, weighing<P>>(how, tile, count, v, out);
+}
+template <class P>
+void weigh_points(kernel_params const& how, detail::score_task<P> const& task, P const* v, P* out) {
+  with_function<P, weighing_points<P>>(how, &task, v, out);
 }
 template <class P>
 void apply_function(kernel_params const& how, P* tile, index_t count) {
@@ -199,6 +253,7 @@ template <class P>
 inline constexpr detail::kernel_kernels<P> kernel_table{{tile_shape<P>::rows, tile_shape<P>::width},
                                                         &make_scores<P>,
                                                         &weigh_scores<P>,
+                                                        &weigh_points<P>,
                                                         &apply_function<P>,
                                                         &apply_slopes<P>,
                                                         &apply_below<P>,
