@@ -33,7 +33,18 @@ def run(stem, *arguments):
 @pytest.mark.parametrize(
     "stem",
     [
-        *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"),
+        *(
+            "svd",
+            "eigh",
+            "qr",
+            "cholesky",
+            "solve_triangular",
+            "gram",
+            "pca",
+            "topk",
+            "encode",
+            "knn",
+        ),
         *("angles", "cka"),
     ],
 )

@@ -19,6 +19,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
+from subspan._ops.gram import Grams, gram, grams
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
@@ -38,6 +39,7 @@ __all__ = [
     "CholeskyInfo",
     "Eigh",
     "EighInfo",
+    "Grams",
     "Moments",
     "Radius",
     "RaggedCode",
@@ -53,6 +55,8 @@ __all__ = [
     "eigvalsh",
     "errors",
     "get_num_threads",
+    "gram",
+    "grams",
     "knn",
     "knn_both",
     "qr",

@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'group_sums', 'has_cuda', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gram', 'grams', 'group_sums', 'has_cuda', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def batch_topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, count: typing.SupportsInt | typing.SupportsIndex, offsets: typing.Any, allocate: collections.abc.Callable, activation: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The count largest of all rows into arrays that allocate(n) returns, and offsets [B + 1].
@@ -44,6 +44,14 @@ def fill_normal(out: typing.Any, seed: typing.SupportsInt | typing.SupportsIndex
 def get_num_threads() -> int:
     """
     Threads that primitives use.
+    """
+def gram(x: typing.Any, y: typing.Any, out: typing.Any) -> None:
+    """
+    x^T y, or x^T x for y None, of a batch [batch, n, p], [batch, n, q] into out.
+    """
+def grams(x: typing.Any, y: typing.Any, xx: typing.Any, xy: typing.Any, yy: typing.Any) -> None:
+    """
+    x^T x, x^T y and y^T y of a batch into caller-owned outputs.
     """
 def group_sums(x: typing.Any, weights: typing.Any, ids: typing.Any, sums: typing.Any) -> None:
     """

@@ -16,6 +16,7 @@
 #include "subspan/eigh.hpp"
 #include "subspan/encode.hpp"
 #include "subspan/error.hpp"
+#include "subspan/gram.hpp"
 #include "subspan/knn.hpp"
 #include "subspan/pca.hpp"
 #include "subspan/qr.hpp"
