@@ -26,7 +26,7 @@ namespace {
 /// The smaller side up to which our tiles multiply; larger products go to BLAS.
 constexpr index_t k_tiled_limit = 128;
 /// Rows of the result that one task works out.
-constexpr index_t k_group_rows = 256;
+constexpr index_t k_group_rows = 64;
 /// Rows of a part of a long matrix, how many parts there may be, and elements of all their sums.
 constexpr index_t k_part_rows = 4096, k_most_parts = 64, k_part_elements = index_t{1} << 20;
 
@@ -183,7 +183,9 @@ void multiply_all(context const& ctx, std::span<product<T> const> products) {
     bool const in_parts = each.parts() > 1 && batch * each.groups() < 4 * detail::thread_count(ctx);
     if (!in_parts) {
       index_t const groups = each.groups();
-      detail::parallel_for(ctx, batch * groups, (grain + groups - 1) / groups,
+      double const share = std::max(each.flops(), 1.0) / static_cast<double>(groups);
+      detail::parallel_for(ctx, batch * groups,
+                           static_cast<index_t>(detail::k_chunk_flops / share) + 1,
                            [&](index_t begin, index_t end) {
                              for (index_t item = begin; item < end; ++item)
                                each.make(ctx, item / groups, item % groups);
