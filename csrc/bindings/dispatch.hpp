@@ -182,6 +182,7 @@ void bind_eigh(pybind11::module_& m);
 void bind_qr(pybind11::module_& m);
 void bind_cholesky(pybind11::module_& m);
 void bind_solve_triangular(pybind11::module_& m);
+void bind_gram(pybind11::module_& m);
 void bind_pca(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);

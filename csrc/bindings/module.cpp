@@ -44,6 +44,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   subspan::bindings::bind_qr(m);
   subspan::bindings::bind_cholesky(m);
   subspan::bindings::bind_solve_triangular(m);
+  subspan::bindings::bind_gram(m);
   subspan::bindings::bind_pca(m);
   subspan::bindings::bind_random(m);
   subspan::bindings::bind_topk(m);

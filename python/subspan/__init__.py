@@ -20,6 +20,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
+from subspan._ops.gram import Grams, gram, grams
 from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
@@ -40,6 +41,7 @@ __all__ = [
     "CholeskyInfo",
     "Eigh",
     "EighInfo",
+    "Grams",
     "Moments",
     "Radius",
     "RaggedCode",
@@ -57,6 +59,8 @@ __all__ = [
     "errors",
     "get_num_threads",
     "gradient_norm",
+    "gram",
+    "grams",
     "kernel_matvec",
     "knn",
     "knn_both",

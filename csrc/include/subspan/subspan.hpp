@@ -18,6 +18,7 @@
 #include "subspan/encode.hpp"
 #include "subspan/error.hpp"
 #include "subspan/kernel_matvec.hpp"
+#include "subspan/gram.hpp"
 #include "subspan/knn.hpp"
 #include "subspan/pca.hpp"
 #include "subspan/qr.hpp"
