@@ -32,10 +32,9 @@ int main() {
   check(across[1] == 499500 && across[p] == 499500, "one matrix meets many");
 
   std::vector<double> xx(p * p), xy(p), yy(1);
-  subspan::grams<double>({}, powers,
-                         subspan::make_view<3>(static_cast<double const*>(y.data()), {1, n, 1}),
-                         subspan::make_view<3>(xx.data(), {1, p, p}),
-                         subspan::make_view<3>(xy.data(), {1, p, 1}),
-                         subspan::make_view<3>(yy.data(), {1, 1, 1}));
+  subspan::grams<double>(
+      {}, powers, subspan::make_view<3>(static_cast<double const*>(y.data()), {1, n, 1}),
+      subspan::make_view<3>(xx.data(), {1, p, p}), subspan::make_view<3>(xy.data(), {1, p, 1}),
+      subspan::make_view<3>(yy.data(), {1, 1, 1}));
   check(xx == sums && xy[2] == sums[2] && yy[0] == n, "three products at once are the same");
 }
