@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from subspan import sparse_decode, topk_encode
+from subspan import sparse_decode, threshold_encode, topk_encode
 from subspan.sae._arithmetic import beside, normalized_error
 
 __all__ = ["DeadLatents", "Dictionary", "dead_error"]
@@ -70,5 +70,10 @@ class _Rows:
 
 def dead_error(x: Tensor, rest: Tensor, dead: DeadLatents, k: int, b_pre: Tensor | None) -> Tensor:
     """Return the normalised error of what dead latents make of ``rest``, the error of x."""
-    code = topk_encode(x, dead.w_enc, dead.b_enc, k=min(k, dead.w_enc.shape[1]), b_pre=b_pre)
-    return normalized_error(sparse_decode(*code, dead.w_dec), rest)
+    if dead.w_enc.shape[1] <= k:  # all of them: those that are positive, without a selection
+        some = threshold_encode(x, dead.w_enc, dead.b_enc, threshold=0.0, b_pre=b_pre)
+        made = sparse_decode(some.values, some.indices, dead.w_dec, offsets=some.offsets)
+    else:
+        best = topk_encode(x, dead.w_enc, dead.b_enc, k=k, b_pre=b_pre)
+        made = sparse_decode(*best, dead.w_dec)
+    return normalized_error(made, rest)
