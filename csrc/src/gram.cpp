@@ -25,7 +25,8 @@ namespace {
 
 /// The smaller side up to which our tiles multiply; larger products go to BLAS.
 constexpr index_t k_tiled_limit = 128;
-/// Rows of the result that one task works out.
+/// Rows of the result that one task works out: a quarter of them, so that threads share a single
+/// product, but no less than this, nor more than four times this, as BLAS packs y for each group.
 constexpr index_t k_group_rows = 64;
 /// Rows of a part of a long matrix, how many parts there may be, and elements of all their sums.
 constexpr index_t k_part_rows = 4096, k_most_parts = 64, k_part_elements = index_t{1} << 20;
@@ -38,6 +39,8 @@ class product {
           bool symmetric)
       : x_(x), y_(y), out_(out), n_(x.shape[1]), p_(out.shape[1]), q_(out.shape[2]) {
     symmetric_ = symmetric;
+    index_t const quarter = (p_ + 4 * k_group_rows - 1) / (4 * k_group_rows) * k_group_rows;
+    group_ = std::clamp(quarter, k_group_rows, 4 * k_group_rows);
     index_t const room = k_part_elements / std::max<index_t>(p_ * q_, 1);
     parts_ = std::clamp<index_t>(n_ / k_part_rows, 1, std::clamp<index_t>(room, 1, k_most_parts));
     part_ = (n_ + parts_ - 1) / parts_;
@@ -46,7 +49,7 @@ class product {
   index_t batch() const { return out_.shape[0]; }
   index_t elements() const { return p_ * q_; }
   index_t parts() const { return parts_; }
-  index_t groups() const { return (p_ + k_group_rows - 1) / k_group_rows; }
+  index_t groups() const { return (p_ + group_ - 1) / group_; }
   double flops() const {
     return (symmetric_ ? 1.0 : 2.0) * static_cast<double>(n_) * static_cast<double>(p_ * q_);
   }
@@ -54,7 +57,7 @@ class product {
   /// A group of rows of the result of matrix b, from all parts.
   void make(context const& ctx, index_t b, index_t group) const {
     T* const out = out_.data + b * elements();
-    index_t const begin = group * k_group_rows, end = std::min(begin + k_group_rows, p_);
+    index_t const begin = group * group_, end = std::min(begin + group_, p_);
     multiply(ctx, b, 0, begin, end, out);
     if (parts_ > 1) {
       workspace sum(ctx, p_ * q_);
@@ -68,8 +71,8 @@ class product {
 
   /// The sum of one part of matrix b, [p, q]; and the result from those of all of them.
   void make_part(context const& ctx, index_t b, index_t part, T* sum) const {
-    for (index_t begin = 0; begin < p_; begin += k_group_rows)
-      multiply(ctx, b, part, begin, std::min(begin + k_group_rows, p_), sum);
+    for (index_t begin = 0; begin < p_; begin += group_)
+      multiply(ctx, b, part, begin, std::min(begin + group_, p_), sum);
   }
   void join(index_t b, T const* sums) const {
     T* const out = out_.data + b * elements();
@@ -157,7 +160,7 @@ class product {
   strided_view<T const, 3> x_, y_;
   strided_view<T, 3> out_;
   bool symmetric_;
-  index_t n_, p_, q_, parts_, part_;
+  index_t n_, p_, q_, group_, parts_, part_;
 };
 
 /// All products of a matrix by one thread where there are matrices enough.
