@@ -159,6 +159,8 @@ def test_blocks_and_threads_change_no_bit(p, q, rng, threads, monkeypatch):
         whole = principal_angles(a, b).angles
         assert np.abs(whole[far:] - theta).max() <= 30 * EPS
         with monkeypatch.context() as patch:
+            patch.setattr(_screen, "_NEAR_BLOCK", 1)
+            assert np.array_equal(principal_angles(a, b).angles, whole)
             patch.setattr(_screen, "_BLOCK", 1)
             assert np.array_equal(principal_angles(a, b).angles, whole)
             threads(1)

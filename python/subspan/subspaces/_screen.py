@@ -26,8 +26,10 @@ __all__ = ["Screened", "screen"]
 # which the error of its Cholesky factor depends. Errors were up to 14 units of rounding there, 3 to
 # 13 over orthonormal bases.
 _CONDITION = 30.0
-# Elements of the bases of a block of residuals: 2 MiB of float64, which stay in cache.
-_BLOCK = 1 << 18
+# Elements of the bases of a block of pairs: 16 MiB of float64, so that what is made of them takes
+# little fresh memory, which would cost a third of the time; and of a block of residuals, which stay
+# in cache.
+_BLOCK, _NEAR_BLOCK = 1 << 21, 1 << 18
 
 
 class Screened(NamedTuple):
@@ -50,15 +52,25 @@ def screen(first: Given, second: Given) -> Screened | None:
     a, b = first.flat(), second.flat()
     if p < q:
         a, b = b, a
-    aa, ab, bb = (_arrays.to_numpy(x) for x in subspan.grams(a, b))
     rtol = n * max(first.unit, second.unit)
+    theta = np.full((first.dims.size, min(p, q)), np.nan)
+    step = max(1, _BLOCK // (n * (p + q)))
+    for start in range(0, len(theta), step):
+        part = slice(start, start + step)
+        _decide(a[part], b[part], rtol, theta[part])
+    decided = ~np.isnan(theta[:, 0])
+    return Screened(theta, decided) if decided.any() else None
+
+
+def _decide(a: Any, b: Any, rtol: float, theta: Floats) -> None:
+    """Fill in the angles of pairs (count, n, p), (count, n, q), q <= p, that can be decided."""
+    aa, ab, bb = (_arrays.to_numpy(x) for x in subspan.grams(a, b))
     la, good_a = _factor(aa, rtol)
     lb, good_b = _factor(bb, rtol)
-    decided = good_a & good_b
-    places = np.flatnonzero(decided)
+    places = np.flatnonzero(good_a & good_b)
     if places.size == 0:
-        return None
-    if places.size < decided.size:
+        return
+    if places.size < len(theta):
         la, ab, lb = la[places], ab[places], lb[places]
     c = _solve(lb, _solve(la, ab).mT).mT
     cosines = np.minimum(_work.host(subspan.svdvals(c, nonfinite="ignore")), 1.0)
@@ -69,9 +81,7 @@ def screen(first: Given, second: Given) -> Screened | None:
         small = _by_sines(a, b, places[rows], _weights(la[rows], lb[rows], c[rows]))
         joint = np.where(near[rows], small, angles[rows])
         angles[rows] = np.maximum.accumulate(joint, axis=-1)  # across the seam at pi / 4
-    theta = np.full((decided.size, min(p, q)), np.nan)
     theta[places] = angles
-    return Screened(theta, decided)
 
 
 def _factor(gram: Any, rtol: float) -> tuple[Any, NDArray[np.bool_]]:
@@ -110,7 +120,7 @@ def _by_sines(a: Any, b: Any, places: NDArray[np.int64], weights: tuple[Any, Any
     """Angles of the pairs at `places`, right where they are below pi / 4."""
     (n, p), q = a.shape[-2:], int(b.shape[-1])
     sines = np.empty((places.size, q))
-    step = max(1, _BLOCK // (int(n) * (int(p) + q)))
+    step = max(1, _NEAR_BLOCK // (int(n) * (int(p) + q)))
     for start in range(0, places.size, step):
         part = slice(start, start + step)
         rest, image = (
