@@ -34,12 +34,16 @@ def saelens(cfg, t, x):
     rescale = norms if cfg.get("rescale_acts_by_decoder_norm") else np.ones_like(norms)
     if kind == "matching_pursuit":
         f, rest = np.zeros((len(x), len(norms))), x.copy()
-        rows = np.arange(len(x))
-        for _ in range(cfg["max_iterations"]):
+        rows, done = np.arange(len(x)), np.zeros(len(x), bool)
+        for _ in range(cfg["max_iterations"] or x.shape[1]):
             best = (rest @ t["W_dec"].T).argmax(axis=1)
-            value = relu((rest * t["W_dec"][best]).sum(axis=1))
+            value = relu((rest * t["W_dec"][best]).sum(axis=1)) * ~done
+            before = f != 0
             f[rows, best] += value
             rest = rest - value[:, None] * t["W_dec"][best]
+            if cfg["stop_on_duplicate_support"]:
+                done |= ((f != 0) == before).all(axis=1)
+            done |= np.linalg.norm(rest, axis=1) < cfg["residual_threshold"]
     elif kind == "gated":
         u = x @ t["W_enc"]
         f = (u + t["b_gate"] > 0) * relu(x @ (t["W_enc"] * np.exp(t["r_mag"])) + t["b_mag"])

@@ -23,7 +23,7 @@ def match_score(found, truth):
 
 
 def train(sae, x, *, steps, batch=256, lr=3e-3, dead_after=200, seed=0):
-    """Plain Adam, learning rate to zero over the last fifth; returns the losses and what is dead."""
+    """Plain Adam, learning rate to zero over the last fifth; returns losses and what is dead."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -17,8 +17,10 @@ from subspan.activations import (
     tokenize,
     write_activations,
 )
+from subspan.activations._store_index import store_id
 from subspan.atlas import atlas
 from subspan.errors import DtypeError, FileFormatError, InvalidArgumentError
+from subspan.report import Entry, write_safetensors
 from test_activations_capture import word_tokenizer
 
 SITES = (Site(1, "resid"), Site(1, "mlp"))
@@ -258,7 +260,11 @@ def test_missing_truncated_and_changed_shards(copy):
         store.verify()
     shard.write_bytes(whole)
     ActivationStore(copy).verify()
-    (copy / "tokens" / "shard-00000.safetensors").unlink()
+    tokens = copy / "tokens" / "shard-00000.safetensors"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-20])
+    fails(copy, r"tokens/shard-00000\.safetensors must be a whole \.safetensors file")
+    tokens.unlink()
     fails(copy, "tokens/shard-00000.safetensors must be there")
 
 
@@ -287,7 +293,27 @@ def test_an_index_of_other_content(copy):
     index = json.loads((copy / "index.json").read_text())
     sites = dict.fromkeys(index["sites"], 31)
     (copy / "index.json").write_text(json.dumps(index | {"sites": sites}))
-    fails(copy, "rows of the widths in its index")
+    fails(copy, "must hold the widths of its index")
+    index["shards"][1]["rows"] += 1
+    (copy / "index.json").write_text(json.dumps(index))
+    fails(copy, "must describe .* rows, got others")
+    index["shards"][1]["rows"] -= 1
+    index["identity"]["dtype"] = "float16"
+    (copy / "index.json").write_text(json.dumps(index))
+    fails(copy, "of another store")  # what was asked is part of the mark
+
+
+def test_shards_of_another_dtype(model, stream, tmp_path):
+    store = write_activations(model, stream, tmp_path / "s", sites=SITES[:1])
+    index = json.loads((store.path / "index.json").read_text())
+    for number, shard in enumerate(index["shards"]):
+        file = store.path / f"shard-{number:05d}.safetensors"
+        arrays = {key: array.view(np.uint16) for key, array in load_file(file).items()}
+        notes = {"store": store_id(store.facts), "shard": str(number)}
+        write_safetensors(file, [Entry.of(k, a, "bfloat16") for k, a in arrays.items()], notes)
+        shard["bytes"] = file.stat().st_size
+    (store.path / "index.json").write_text(json.dumps(index))
+    fails(store.path, r"must hold the dtype of its index \(\{'float16'\}\), got \{'bfloat16'\}")
 
 
 def test_a_shard_that_shrinks_while_it_is_open_is_named(copy):

@@ -271,11 +271,13 @@ def test_dtypes_and_refusals(source, tmp_path):
     [
         (np.nan, "float32", "must be finite, got nan at 'x', row 3 of batch 25"),
         (-np.inf, "bfloat16", "must be finite, got -inf"),
-        (70000, "float16", "must be at most 65504 for float16, got 70000.0 .*bfloat16"),
+        (70000, "float16", "must be at most 65504 for float16, got 70000 .*bfloat16"),
+        (3.4e38, "bfloat16", "must be below 3.39e38 for bfloat16, got 3.4e\\+38"),
+        (1e300, "float32", "must be finite, got inf"),
     ],
 )
 def test_values_that_cannot_be_stored(source, tmp_path, value, dtype, match):
-    x = X.copy()
+    x = X.astype(float)
     x[203, 5] = value
     np.save(source, x)
     with pytest.raises(InvalidArgumentError, match=match):
@@ -296,7 +298,7 @@ def test_a_model_resumes_too(tiny, tmp_path, monkeypatch):
     wanted = content(store.path)
     shards = len(list(store.path.glob("shard-*")))
     assert shards > 2
-    for cut in range(0, 2 * shards + 2, 3):
+    for cut in (0, 1, 4, 2 * shards + 1):
         out = tmp_path / f"out{cut}"
         with monkeypatch.context() as patch:
             stop_after(patch, files_module, "_open", cut)

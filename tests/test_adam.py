@@ -322,3 +322,13 @@ def test_the_core_refuses_too():
         _core.adam_step(*arrays(v=np.ones((4, 3)).T), **numbers)
     with pytest.raises(InvalidArgumentError, match="w must have shape"):
         _core.gradient_norm(np.ones((3, 4)), np.ones((3, 5)))
+
+
+def test_cuda_arrays_are_refused():
+    from test_interop import CUDA, Producer
+
+    on_device = [Producer(x, device=CUDA) for x in arrays()]
+    with pytest.raises(UnsupportedError, match=r"w must be on the CPU, .*, got cuda:0"):
+        adam_step(*on_device, step=1)
+    with pytest.raises(UnsupportedError, match=r"\[gradient_norm\] g must be on the CPU"):
+        gradient_norm(on_device[0])

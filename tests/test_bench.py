@@ -33,8 +33,8 @@ def run(stem, *arguments):
 @pytest.mark.parametrize(
     "stem",
     [
-        *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca", "topk", "encode", "knn"),
-        *("adam", "angles", "cka", "batches"),
+        *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca", "topk"),
+        *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

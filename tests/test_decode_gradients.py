@@ -1,8 +1,11 @@
 """sparse_decode and its gradients, and those of the encoder: values, threads, levels."""
 
+import gc
+
 import numpy as np
 import pytest
 import subspan
+import subspan._config
 import subspan._ops._fresh
 from decode_oracle import FLOATS, LEVELS, dense, encoder_gradients, gradients, near, problem
 from matrices import same_bits
@@ -167,6 +170,30 @@ def test_only_so_much_memory_is_kept(monkeypatch):
         kept = sum(size * len(blocks) for size, blocks in module._spare.items())
         assert kept <= 20 << 20
     assert [size >> 20 for size in module._spare] == [16]  # the last had no room
+
+
+def test_memory_is_kept_for_an_owner_as_long_as_it_lives(monkeypatch):
+    torch = pytest.importorskip("torch")
+    module = subspan._ops._fresh
+    monkeypatch.setattr(module, "_spare", {})
+    monkeypatch.setattr(module, "_KEPT", 20 << 20)
+
+    class Owner:
+        pass
+
+    owner, x = Owner(), torch.zeros(1)
+    subspan._config.keep_memory(owner, 60 << 20)
+    first = module.fresh(x, (8 << 20,)), module.fresh(x, (8 << 20,))  # 32 MiB each
+    places = {block.data_ptr() for block in first}
+    del first
+    gc.collect()
+    again = [module.fresh(x, (8 << 20,)) for _ in range(2)]
+    assert {block.data_ptr() for block in again} == places
+    del again
+    assert sum(map(len, module._spare.values())) == 2
+    del owner
+    gc.collect()
+    assert module._spare == {}
 
 
 def test_gradcheck(rng):

@@ -28,10 +28,7 @@ NEEDS = {
     "subspan.report": ("matplotlib", "rich"),
     "subspan.atlas": ("torch", "matplotlib"),
     "subspan.comparison": ("torch", "matplotlib"),
-    **{
-        f"subspan.sae.{module}": ("torch",)
-        for module in ("base", "choice", "make", "nested", "penalized", "pursuit", "selection")
-    },
+    "subspan.sae": ("torch", "transformers"),
     "subspan.cli": ("typer", "rich"),
 }
 BLOCK = re.compile(

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
 STEMS = (
-    *("svd", "eigh", "qr", "cholesky", "solve_triangular", "pca"),
-    *("topk", "encode", "knn", "adam"),
+    *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca"),
+    *("topk", "encode", "knn", "adam", "kernel_matvec"),
 )
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
@@ -149,8 +149,9 @@ def test_the_public_names_are_these():
         *("KNN", "PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "Radius", "SVDInfo", "TopK"),
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
+        *("Grams", "gram", "grams"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
-        *("knn_both", "sparse_decode", "adam_step", "gradient_norm"),
+        *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

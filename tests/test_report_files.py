@@ -37,6 +37,18 @@ def full_disk(monkeypatch):
     return fill
 
 
+def test_bfloat16_is_named_so(tmp_path):
+    torch = pytest.importorskip("torch")
+    load = pytest.importorskip("safetensors.torch").load_file
+    x = torch.linspace(-3, 1e30, 12).reshape(3, 4).to(torch.bfloat16)
+    bits = x.view(torch.int16).numpy().view(np.uint16)
+    write_safetensors(tmp_path / "x", [Entry.of("x", bits, "bfloat16")])
+    assert torch.equal(load(tmp_path / "x")["x"], x)
+    for wrong in (Entry.of("x", bits), Entry.of("x", np.zeros(3, np.float32), "bfloat16")):
+        with pytest.raises(InvalidArgumentError, match="a dtype of"):
+            write_safetensors(tmp_path / "y", [wrong])
+
+
 def test_write_atomic_replaces_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

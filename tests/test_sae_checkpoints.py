@@ -208,8 +208,9 @@ def test_the_bar_and_the_listeners(capsys):
     train(sae(), ROWS, progress=True, on_metrics=heard.append, **SETTINGS)
     assert [line["step"] for line in heard] == [2, 4, 6, 8, 10]
     printed = capsys.readouterr().out
-    assert "training" in printed
     assert "10/10" in printed
+    assert "L0 3.0 dead 0%" in printed
+    assert "…" not in printed
 
 
 def fakes(monkeypatch):

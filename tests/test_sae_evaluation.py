@@ -1,13 +1,14 @@
 """Splicing into a model, and what it costs: identity, ablations, plain references, refusals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import TEXT
 from subspan.activations import OutlierRule, load_model, splice, tokenize
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
-from subspan.sae import Autoencoder, evaluate
+from subspan.sae import Autoencoder, evaluate, make_sae
 from subspan.sae._losses import Head
 
 torch = pytest.importorskip("torch")
@@ -185,6 +186,25 @@ def test_an_autoencoder_reports_its_codes(model, stream):
     assert numpy.reconstruction["n_latents"] == 48
     assert numpy.cross_entropy == tensors.cross_entropy
     assert numpy.reconstruction == tensors.reconstruction
+
+
+def test_modules_in_training_and_normalised_rows_are_served(model, stream):
+    module = make_sae("topk", 32, 48, k=4, seed=3)
+    options = {"site": "layer.02/resid", "ablations": ["zero"]}
+    found = evaluate(module, model, stream, **options)
+    assert found.to_dict() == evaluate(module.export(), model, stream, **options).to_dict()
+    made = module.export().to_numpy()
+    scaled = replace(made, normalize="layer_norm")
+    norms = evaluate(scaled, model, stream, **options)
+
+    class Plain:  # the same without codes
+        library, dtype, width = "numpy", "float32", 32
+        reconstruct = staticmethod(scaled.reconstruct)
+
+    plain = evaluate(Plain(), model, stream, **options)
+    assert norms.cross_entropy == plain.cross_entropy
+    assert norms.cross_entropy["spliced"] != found.cross_entropy["spliced"]
+    assert norms.reconstruction["l0"] == 4
 
 
 def test_splice_leaves_no_hooks_and_the_mode_as_it_was(model):

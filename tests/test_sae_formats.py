@@ -156,10 +156,31 @@ def test_saelens_matching_pursuit_without_the_bias(tmp_path):
     write_saelens(tmp_path, cfg, tensors)
     wanted = oracle.saelens(cfg, tensors | {"b_dec": np.zeros(D)}, X)
     agree(load(tmp_path), wanted)
-    for name, value in (("residual_threshold", 1e-2), ("stop_on_duplicate_support", True)):
-        write_saelens(tmp_path, cfg | {name: value}, tensors)
-        with pytest.raises(UnsupportedError, match="end a row early"):
-            load(tmp_path)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 1e-2, 1.0])
+@pytest.mark.parametrize("unit", [True, False])
+def test_saelens_matching_pursuit_ends_rows_early(tmp_path, threshold, repeats, unit):
+    """Trap: by default it stops at a small rest, and when a latent is taken again."""
+    cfg = config_of("matching_pursuit", max_iterations=None, residual_threshold=threshold)
+    cfg["stop_on_duplicate_support"] = not repeats
+    tensors = arrays("W_dec", "b_dec", unit=True)
+    tensors["W_dec"] *= 1 if unit else 0.8
+    write_saelens(tmp_path, cfg, tensors)
+    wanted = oracle.saelens(cfg, tensors, X)
+    sae = load(tmp_path)
+    agree(sae, wanted)
+    assert sae.k == D
+    save(sae, tmp_path / "again", format="saelens")
+    agree(load(tmp_path / "again"), wanted)
+    fixed = Autoencoder(**vars(sae) | {"tolerance": 0.0, "no_repeats": False})
+    if unit and (threshold == 1 or not repeats):
+        assert np.abs(fixed.reconstruct(X) - wanted[1]).max() > 0.01
+    tensors32 = {name: x.astype(np.float32) for name, x in tensors.items()}
+    write_saelens(tmp_path, cfg | {"dtype": "float32"}, tensors32)
+    of_torch = load(tmp_path).to_torch().reconstruct(torch.tensor(X, dtype=torch.float32))
+    assert np.abs(of_torch.numpy() - wanted[1]).max() < 1e-3
 
 
 # ---- others ------------------------------------------------------------------------------------

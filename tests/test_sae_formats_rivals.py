@@ -22,7 +22,7 @@ def made(kind, **options):
         given["b_enc"] = None
     given |= {
         "gated": dict(zip(("r_mag", "b_mag", "b_gate"), gates, strict=False)),
-        "matching_pursuit": {"k": 5, "w_enc": None},
+        "matching_pursuit": {"k": 9, "w_enc": None, "tolerance": 1.0, "no_repeats": True},
         "topk": {"k": 5},
         "jumprelu": {"threshold": np.abs(gates[0])},
         "relu": {},

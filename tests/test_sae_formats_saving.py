@@ -211,6 +211,39 @@ def test_damage_is_named(tmp_path):
     refused(FileFormatError, r"folder with cfg.json and sae_weights.safetensors")
 
 
+def test_no_damage_goes_another_way(tmp_path):
+    """Bytes changed anywhere: it loads, or says what is wrong with the file."""
+    rng = np.random.default_rng(8)
+    save(made("gated"), tmp_path)
+    files = [tmp_path / "sae_weights.safetensors", tmp_path / "cfg.json"]
+    for file in files:
+        whole = file.read_bytes()
+        outcomes = set()
+        for _ in range(150):
+            content = bytearray(whole)
+            for place in rng.integers(min(len(whole), 700), size=3):
+                content[place] = rng.integers(256)
+            file.write_bytes(bytes(content))
+            try:
+                load(tmp_path)
+            except SubspanError as error:
+                outcomes.add(type(error))
+        assert FileFormatError in outcomes
+        file.write_bytes(whole)
+
+
+def test_an_odd_place_in_a_file_is_no_trouble(tmp_path):
+    """Tensors need not be aligned."""
+    save(made("topk"), tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    file.write_bytes(
+        (length + 1).to_bytes(8, "little") + whole[8 : 8 + length] + b" " + whole[8 + length :]
+    )
+    np.testing.assert_array_equal(load(tmp_path).reconstruct(X), made("topk").reconstruct(X))
+
+
 def test_other_damage_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     for path, text in [

@@ -6,6 +6,7 @@ from subspan import RaggedCode, SparseCode, topk_encode
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 from subspan.sae.correlations import feature_correlations
 from subspan.sae.matching import match_dictionaries, mean_max_cosine, pw_mcc
+from subspan.similarity import svcca
 
 optimize = pytest.importorskip("scipy.optimize")
 
@@ -214,6 +215,22 @@ def test_a_permutation_is_found():
     alive = indices >= 0
     np.testing.assert_array_equal(order[indices[alive]], np.flatnonzero(alive))
     np.testing.assert_allclose(values[alive], 1)
+
+
+def test_rows_matched_by_their_activations_span_the_same():
+    """Dictionaries that differ by order and an orthogonal map: SVCCA of matched rows is 1."""
+    rng = np.random.default_rng(6)
+    x, w = rng.normal(size=(2000, 8)), rng.normal(size=(8, 40))
+    turn, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    order = rng.permutation(40)
+    a = topk_encode(x, w, k=4)
+    b = topk_encode(x @ turn, turn.T @ w[:, order], k=4)
+    indices, values = feature_correlations(a, b, 40).nearest()
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_allclose(values, 1)
+    theirs = (turn.T @ w[:, order]).T
+    assert svcca(w.T[indices], theirs, share=1.0).value == pytest.approx(1)
+    assert svcca(w.T[rng.permutation(40)], theirs, share=1.0).value < 0.7
 
 
 def test_constant_latents_correlate_with_nothing():

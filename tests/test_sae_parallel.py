@@ -123,6 +123,8 @@ def pair(tmp_path_factory):
         "OMP_NUM_THREADS": "1",
         "SUBSPAN_NUM_THREADS": "1",
     }
+    if sys.platform.startswith("linux"):  # the name of a machine may resolve to where nobody hears
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(folder), str(rank)],

@@ -25,6 +25,13 @@ def run(*args):
     return done, re.sub(r"\s+", " ", done.output)
 
 
+@pytest.fixture(autouse=True)
+def _without_pictures(request, monkeypatch):
+    """Drawing takes most of the time of a small report; `made` comes first and has its own."""
+    request.getfixturevalue("made")
+    monkeypatch.setattr("subspan.sae._job.pictures", lambda _: iter(()))
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
     return load_model(tiny)
@@ -109,8 +116,10 @@ def test_python_gives_the_same_also_after_interruptions(made, model, text, tmp_p
 
 def test_a_store_serves_too(made, model, tmp_path):
     store = made / "store"
-    bare = study(store, out=tmp_path / "bare", architecture="batch_topk", k=3, expansion=2, steps=20,
-                 batch_size=64, held_out=0, exclude=OutlierRule(first_token="drop"))  # fmt: skip
+    bare = study(
+        store, out=tmp_path / "bare", architecture="batch_topk", k=3, expansion=2, steps=20,
+        batch_size=64, held_out=0, exclude=OutlierRule(first_token="drop"),
+    )  # fmt: skip
     assert bare.report["evaluation"] is None
     assert "promoted" not in (tmp_path / "bare" / "features.safetensors").read_bytes().decode(
         "latin1"
@@ -175,8 +184,9 @@ def test_refusals(made, model, tiny, text, tmp_path):
         assert "Traceback" not in said
     with pytest.raises(InvalidArgumentError, match="which names"):
         study(model, text, out=tmp_path / "a", **{**OPTIONS, "site": "resid"})
+    few = {**OPTIONS, "tokens": 40, "held_out": 0.5, "window": 1}
+    few["exclude"] = OutlierRule(first_token="drop")
     with pytest.raises(InvalidArgumentError, match="leave tokens to train on"):
-        study(model, text, out=tmp_path / "b", tokens=40, **{**OPTIONS, "held_out": 0.5, "exclude":
-              OutlierRule(first_token="drop"), "window": 1})  # fmt: skip
+        study(model, text, out=tmp_path / "b", **few)
     with pytest.raises(OutputError, match="other settings"):
-        study(model, text, out=tmp_path / "a", **{**OPTIONS, "k": 5})
+        study(model, text, out=tmp_path / "b", **{**few, "k": 5})

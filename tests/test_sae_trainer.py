@@ -9,7 +9,15 @@ from subspan.errors import DtypeError, InvalidArgumentError
 torch = pytest.importorskip("torch")
 sae_module = pytest.importorskip("subspan.sae")
 from subspan.activations import OutlierRule  # noqa: E402
-from subspan.sae import BatchTopKSAE, TopKSAE, TrainConfig, Trainer, train  # noqa: E402
+from subspan.sae import (  # noqa: E402
+    BatchTopKSAE,
+    TopKSAE,
+    TrainConfig,
+    Trainer,
+    make_sae,
+    train,
+)
+from subspan.sae.make import CLASSES  # noqa: E402
 
 D, N, K = 12, 40, 4
 
@@ -73,6 +81,38 @@ def test_bits_do_not_depend_on_threads_or_the_run(kind, rows, threads):
     torch.set_num_threads(before)
     for other in results[1:]:
         same(results[0], other)
+
+
+@pytest.mark.parametrize("architecture", sorted({*CLASSES} - {"topk", "batch_topk"}))
+def test_every_architecture(architecture, rows, threads):
+    """The same bits for any number of threads, and for fused and torch's Adam but for rounding."""
+    options = {"sparsity": 0.01} if architecture in {"jumprelu", "relu", "gated"} else {"k": K}
+
+    def make():
+        return make_sae(architecture, D, N, dtype="float64", seed=3, **options)
+
+    results = {}
+    for n, optimizer in ((1, "fused"), (3, "fused"), (2, "torch")):
+        threads(n)
+        change = {"steps": 5, "optimizer": optimizer, "init_rows": 200}
+        results[n] = state(run(rows.double(), make=make, **change))
+    same(results[1], results[3])
+    for name, x in results[1].items():
+        assert torch.allclose(x.double(), results[2][name].double(), rtol=0, atol=1e-10), name
+    assert torch.isfinite(results[1]["sae.w_dec"]).all()
+
+
+def test_penalties_are_warmed_up(rows):
+    made = make_sae("relu", D, N, sparsity=0.5)
+    trainer = Trainer(made, rows, config(penalty_warmup_steps=4))
+    ratios = []
+    for _ in range(6):
+        loss = trainer.step().loss
+        ratios.append(made.sparsity_scale)
+        assert (float(loss.terms["l1"]) == 0) == (ratios[-1] == 0)
+    assert ratios == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    with pytest.raises(InvalidArgumentError, match="penalty_warmup_steps must be 0 for 'topk'"):
+        Trainer(sae(), rows, config(penalty_warmup_steps=4))
 
 
 def test_the_random_numbers_of_the_program_stay_its_own(rows):
@@ -188,6 +228,31 @@ def test_k_is_annealed_and_comes_back(rows):
     done = train(sae(), rows, config(steps=2, k_start=12, k_steps=8))
     assert done.sae.k == K
     assert done.metrics["k"] == 11
+
+
+def test_what_was_trained_or_loaded_is_not_begun_anew(rows):
+    first = train(sae(), rows, config(), held_out=rows[:200])
+    again = train(first.sae, rows, config(steps=1, lr=1e-9), held_out=rows[:200])
+    loaded = TopKSAE.from_autoencoder(first.sae.export())
+    other = train(loaded, rows, config(steps=1, lr=1e-9), held_out=rows[:200])
+    name = "held_out.explained_variance"
+    for done in (again, other):
+        assert np.isclose(done.metrics[name], first.metrics[name], atol=1e-5)
+    anew = train(first.sae, rows, config(steps=1, lr=1e-9, init="tied"), held_out=rows[:200])
+    assert anew.metrics[name] < first.metrics[name] - 0.05
+
+
+def test_an_interrupted_schedule_leaves_nothing_behind(rows):
+    made = sae()
+
+    def stop(_stage, done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(made, rows, config(k_start=12, k_steps=8), progress=stop)
+    assert made.k == K
+    assert not made.training
 
 
 def test_metrics_are_those_of_the_definitions(rows):

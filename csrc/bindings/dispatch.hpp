@@ -182,6 +182,7 @@ void bind_eigh(pybind11::module_& m);
 void bind_qr(pybind11::module_& m);
 void bind_cholesky(pybind11::module_& m);
 void bind_solve_triangular(pybind11::module_& m);
+void bind_gram(pybind11::module_& m);
 void bind_pca(pybind11::module_& m);
 void bind_random(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
@@ -189,5 +190,6 @@ void bind_decode(pybind11::module_& m);
 void bind_encode(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
 void bind_adam(pybind11::module_& m);
+void bind_kernel_matvec(pybind11::module_& m);
 
 }  // namespace subspan::bindings

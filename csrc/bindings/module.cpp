@@ -44,6 +44,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   subspan::bindings::bind_qr(m);
   subspan::bindings::bind_cholesky(m);
   subspan::bindings::bind_solve_triangular(m);
+  subspan::bindings::bind_gram(m);
   subspan::bindings::bind_pca(m);
   subspan::bindings::bind_random(m);
   subspan::bindings::bind_topk(m);
@@ -51,6 +52,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   subspan::bindings::bind_encode(m);
   subspan::bindings::bind_knn(m);
   subspan::bindings::bind_adam(m);
+  subspan::bindings::bind_kernel_matvec(m);
 
   m.def("get_num_threads", &subspan::get_num_threads, "Threads that primitives use.");
   m.def("set_num_threads", &subspan::set_num_threads, py::arg("n"),

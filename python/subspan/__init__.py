@@ -20,6 +20,8 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
+from subspan._ops.gram import Grams, gram, grams
+from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
 from subspan._ops.pca import PCA
@@ -39,6 +41,7 @@ __all__ = [
     "CholeskyInfo",
     "Eigh",
     "EighInfo",
+    "Grams",
     "Moments",
     "Radius",
     "RaggedCode",
@@ -56,6 +59,9 @@ __all__ = [
     "errors",
     "get_num_threads",
     "gradient_norm",
+    "gram",
+    "grams",
+    "kernel_matvec",
     "knn",
     "knn_both",
     "qr",

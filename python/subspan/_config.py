@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import sys
+from typing import Any
 
 from subspan import _checks
 from subspan._ops import native
+from subspan._ops._fresh import reserve
 
-__all__ = ["cpu_level", "get_num_threads", "set_num_threads", "show_config"]
+__all__ = ["cpu_level", "get_num_threads", "keep_memory", "set_num_threads", "show_config"]
 
 
 def set_num_threads(n: int | None) -> None:
@@ -44,6 +46,15 @@ def set_num_threads(n: int | None) -> None:
 def get_num_threads() -> int:
     """Return how many threads the primitives use."""
     return native.get_num_threads()
+
+
+def keep_memory(owner: Any, n_bytes: int) -> None:
+    """Keep memory of gradients that was given back for the next ones, as long as the owner lives.
+
+    For loops over weights whose gradients are larger than what is kept in any case: pages that are
+    new cost more time than the gradients.
+    """
+    reserve(owner, n_bytes)
 
 
 def cpu_level() -> str:

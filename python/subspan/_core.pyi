@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'group_sums', 'has_cuda', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool) -> None:
     """
     One step of Adam on the rows of w [n, d], m and v, in place.
@@ -53,6 +53,14 @@ def gradient_norm(g: typing.Any, w: typing.Any) -> float:
     """
     The Frobenius norm of g [n, d], without what is parallel to the rows of w unless that is None.
     """
+def gram(x: typing.Any, y: typing.Any, out: typing.Any) -> None:
+    """
+    x^T y, or x^T x for y None, of a batch [batch, n, p], [batch, n, q] into out.
+    """
+def grams(x: typing.Any, y: typing.Any, xx: typing.Any, xy: typing.Any, yy: typing.Any) -> None:
+    """
+    x^T x, x^T y and y^T y of a batch into caller-owned outputs.
+    """
 def group_sums(x: typing.Any, weights: typing.Any, ids: typing.Any, sums: typing.Any) -> None:
     """
     Adds the weighted sum of the rows of each group to sums [groups, d].
@@ -60,6 +68,14 @@ def group_sums(x: typing.Any, weights: typing.Any, ids: typing.Any, sums: typing
 def has_cuda() -> bool:
     """
     Whether the CUDA library and a device are present.
+    """
+def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Products of kernel matrices [batch, n, m] and v into out.
+    """
+def kernel_matvec_backward(x: typing.Any, y: typing.Any, v: typing.Any, g: typing.Any, bandwidth: typing.Any, of_x: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    The gradient of <g, K v> in x into of_x.
     """
 def knn(x: typing.Any, y: typing.Any, mask: typing.Any, distances: typing.Any, indices: typing.Any, metric: str, exclude_self: bool, precision: str, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> dict:
     """

@@ -17,6 +17,8 @@
 #include "subspan/eigh.hpp"
 #include "subspan/encode.hpp"
 #include "subspan/error.hpp"
+#include "subspan/gram.hpp"
+#include "subspan/kernel_matvec.hpp"
 #include "subspan/knn.hpp"
 #include "subspan/pca.hpp"
 #include "subspan/qr.hpp"

@@ -70,7 +70,12 @@ using subspan_int = std::int32_t;
                                char const* diag, subspan_int const* m, subspan_int const* n,       \
                                T const* alpha, T const* a, subspan_int const* lda, T* b,           \
                                subspan_int const* ldb, std::size_t, std::size_t, std::size_t,      \
-                               std::size_t);
+                               std::size_t);                                                       \
+  void SUBSPAN_LAPACK(p##gemm)(char const* transa, char const* transb, subspan_int const* m,       \
+                               subspan_int const* n, subspan_int const* k, T const* alpha,         \
+                               T const* a, subspan_int const* lda, T const* b,                     \
+                               subspan_int const* ldb, T const* beta, T* c,                        \
+                               subspan_int const* ldc, std::size_t, std::size_t);
 SUBSPAN_DECLARE(float, s)
 SUBSPAN_DECLARE(double, d)
 #undef SUBSPAN_DECLARE
@@ -120,6 +125,13 @@ namespace subspan::detail {
     T const one = 1;                                                                               \
     SUBSPAN_LAPACK(p##trsm)                                                                        \
     (&side, &uplo, &trans, &diag, &m, &n, &one, a, &lda, b, &ldb, 1, 1, 1, 1);                     \
+  }                                                                                                \
+  /* c = op(a) op(b) */                                                                            \
+  inline void gemm(char transa, char transb, int m, int n, int k, T const* a, int lda, T const* b, \
+                   int ldb, T* c, int ldc) {                                                       \
+    T const one = 1, zero = 0;                                                                     \
+    SUBSPAN_LAPACK(p##gemm)                                                                        \
+    (&transa, &transb, &m, &n, &k, &one, a, &lda, b, &ldb, &zero, c, &ldc, 1, 1);                  \
   }
 SUBSPAN_OVERLOAD(float, s)
 SUBSPAN_OVERLOAD(double, d)

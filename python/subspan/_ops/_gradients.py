@@ -22,6 +22,7 @@ __all__ = [
     "detached",
     "differentiable",
     "eigh_rule",
+    "multiplied",
     "qr_rule",
     "solved",
     "svd_rule",
@@ -264,3 +265,38 @@ def _substitution() -> Any:
             return of_a, of_b, None, None
 
     return Substitution
+
+
+def multiplied(x: Any, y: Any, make: Callable[[], Any]) -> Any:
+    """Return ``make()``, x^T y (of x itself where y is None), with gradients if x or y want them.
+
+    dX = Y dZ^T and dY = X dZ.
+    """
+    if not (wanted(x) or (y is not None and wanted(y))):
+        return make()
+    return _products().apply(x, x if y is None else y, make)
+
+
+@functools.cache
+def _products() -> Any:
+    import torch
+
+    class Products(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(_x: Any, _y: Any, make: Callable[[], Any]) -> Any:
+            return make()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Any) -> None:
+            ctx.save_for_backward(inputs[0], inputs[1])
+
+        @staticmethod
+        def backward(ctx: Any, of_z: Any) -> tuple[Any, Any, None]:
+            x, y = ctx.saved_tensors
+            return (
+                (y @ of_z.mT).sum_to_size(x.shape),
+                (x @ of_z).sum_to_size(y.shape),
+                None,
+            )
+
+    return Products

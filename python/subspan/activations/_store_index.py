@@ -21,6 +21,7 @@ SCHEMA = "subspan.activations/1"
 INDEX, TOKENS = "index.json", "tokens"
 SHARDS = "shard-*.safetensors"
 DTYPES = ("float16", "bfloat16", "float32")
+_NUMBERS = ("ids", "document", "position", "window_position", "shared")  # of each token
 
 
 def shard_name(number: int) -> str:
@@ -137,7 +138,7 @@ class TokenPart:
         """Write tokens and norms to a file."""
         arrays = {f"norm/{site.key}": np.concatenate(v) for site, v in self._norms.items()}
         if self._tokens:
-            for name in ("ids", "document", "position", "window_position", "shared"):
+            for name in _NUMBERS:
                 values = np.concatenate([getattr(part, name) for part in self._tokens])
                 arrays[name] = values.astype(np.int32)
             text = [piece.encode("utf-8", "replace") for p in self._tokens for piece in p.pieces]
@@ -147,27 +148,24 @@ class TokenPart:
         write_safetensors(path, [Entry.of(k, v) for k, v in arrays.items()], notes)
 
 
-def read_norms(file: Path, site: Site, start: int, stop: int) -> npt.NDArray[np.float32]:
-    """Return the norms of rows start..stop of a shard."""
-    return np.array(open_safetensors(file)[f"norm/{site.key}"].mapped()[start:stop])
+def read_values(parts: Sequence[tuple[Path, int, int]], name: str) -> npt.NDArray[Any]:
+    """Return one column of rows start..stop of each of the files, one after another."""
+    found = [open_safetensors(file)[name].mapped()[start:stop] for file, start, stop in parts]
+    return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
 def read_tokens(parts: Sequence[tuple[Path, int, int]], pad_id: int) -> TokenBatch:
     """Return the tokens of rows start..stop of each of the files, one after another."""
     pieces: list[str] = []
-    values: dict[str, list[npt.NDArray[np.int64]]] = {}
     for file, start, stop in parts:
         columns = open_safetensors(file)
-        for name in ("ids", "document", "position", "window_position", "shared"):
-            found = columns[name].mapped()[start:stop].astype(np.int64)
-            values.setdefault(name, []).append(found)
         ends = columns["text_end"].mapped()[max(start - 1, 0) : stop].tolist()
         begin = ends[0] if start else 0
         text = columns["text"].mapped()
         for end in ends[1:] if start else ends:
             pieces.append(text[begin:end].tobytes().decode("utf-8"))
             begin = end
-    joined = {name: np.concatenate(found) for name, found in values.items()}
+    joined = {name: read_values(parts, name).astype(np.int64) for name in _NUMBERS}
     firsts = np.flatnonzero(joined["window_position"] == 0)
     borders = np.unique([0, *firsts, len(pieces)])
     return TokenBatch(

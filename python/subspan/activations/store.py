@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from subspan._checks import integer
 from subspan.activations._batches import TokenBatch
+from subspan.activations._files import open_safetensors
 from subspan.activations._rows import StoredRows
 from subspan.activations._site import Site
 from subspan.activations._store_index import (
@@ -19,8 +20,8 @@ from subspan.activations._store_index import (
     Index,
     digest_of,
     notes_of,
-    read_norms,
     read_tokens,
+    read_values,
     shard_name,
 )
 from subspan.activations.batches import Exclude, Output, RowBatches, excluded_rows
@@ -123,8 +124,7 @@ class ActivationStore:
     ) -> npt.NDArray[np.float32]:
         """Return the Euclidean norms of rows, stored with them, as they were before rounding."""
         name = self._site("norms", site)
-        found = [read_norms(file, name, low, high) for file, low, high in self._cut(start, stop)]
-        return np.concatenate([np.empty(0, np.float32), *found])
+        return read_values(self._cut(start, stop), f"norm/{name.key}")
 
     def tokens(self, start: int = 0, stop: int | None = None) -> TokenBatch:
         """Return the tokens of rows: ids, pieces of text, document, place.
@@ -236,7 +236,9 @@ class ActivationStore:
         def norms() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]]:
             for begin in range(0, self.n_tokens, _BLOCK):
                 end = min(begin + _BLOCK, self.n_tokens)
-                first = self.tokens(begin, end).first_in_window if self.has_tokens else None
+                first = None
+                if self.has_tokens:
+                    first = read_values(self._cut(begin, end), "window_position") == 0
                 yield self.norms(name, begin, end), first
 
         return RowBatches(
@@ -315,6 +317,11 @@ class ActivationStore:
                         "or write the store again with overwrite=True"
                     )
                 notes_of(file, self._index.id, number)
+            known = open_safetensors(file)  # of the tokens: cut off, it is refused here
+            if known[f"norm/{next(iter(self._index.widths)).key}"].shape != (shard.rows,):
+                raise FileFormatError(
+                    f"[ActivationStore] {file} must describe {shard.rows} rows, got others"
+                )
             size = (self.path / shard_name(number)).stat().st_size
             if size != shard.n_bytes:
                 raise FileFormatError(
@@ -324,11 +331,16 @@ class ActivationStore:
                 )
 
     def _check_content(self) -> None:
-        if self._saved.widths != self._index.widths or self._saved.n_rows != self.n_tokens:
-            raise FileFormatError(
-                f"[ActivationStore] {self.path} must hold {self.n_tokens} rows of the widths in "
-                f"its index, got {self._saved.n_rows} rows of other sites or widths"
-            )
+        for what, came, wanted in (
+            ("rows", self._saved.n_rows, self.n_tokens),
+            ("widths", self._saved.widths, self._index.widths),
+            ("dtype", {self.dtype(site) for site in self.sites}, {self._index.identity["dtype"]}),
+        ):
+            if came != wanted:
+                raise FileFormatError(
+                    f"[ActivationStore] {self.path} must hold the {what} of its index ({wanted}), "
+                    f"got {came}"
+                )
 
 
 def _check_is_store(path: Path) -> None:

@@ -36,6 +36,7 @@ from subspan.report import Entry, RunFolder, write_safetensors
 __all__ = ["write_activations"]
 
 _FUNCTION = "write_activations"
+_OTHER = "Use another dtype (bfloat16, float32) in a new folder"
 Progress = Callable[[str, int, int], object]
 
 
@@ -293,7 +294,8 @@ def _rounded(
     rows: npt.NDArray[Any], dtype: str, site: Site, batch: ActivationBatch
 ) -> npt.NDArray[Any]:
     """Return rows as they are stored; refuse what is not finite, before or after."""
-    wide = rows.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        wide = rows.astype(np.float32, copy=False)
     if not np.isfinite(wide).all():
         raise _unfit(wide, ~np.isfinite(wide), site, batch, "finite", "Leave that text out")
     if dtype == "float32":
@@ -301,12 +303,16 @@ def _rounded(
     if dtype == "bfloat16":  # the upper half, rounded to the nearest, ties to even
         bits = np.ascontiguousarray(wide).view(np.uint32)
         up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return ((bits + up) >> np.uint32(16)).astype(np.uint16)
+        half = ((bits + up) >> np.uint32(16)).astype(np.uint16)
+        infinite = (half & np.uint16(0x7FFF)) == np.uint16(0x7F80)
+        if infinite.any():
+            raise _unfit(wide, infinite, site, batch, "below 3.39e38 for bfloat16", _OTHER)
+        return half
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float16)
     if not np.isfinite(narrow).all():
-        wanted, remedy = "at most 65504 for float16", "Use dtype='bfloat16' in a new folder"
-        raise _unfit(wide, ~np.isfinite(narrow), site, batch, wanted, remedy)
+        wanted = "at most 65504 for float16"
+        raise _unfit(wide, ~np.isfinite(narrow), site, batch, wanted, _OTHER)
     return narrow
 
 
@@ -323,7 +329,7 @@ def _unfit(  # noqa: PLR0917
     if batch.tokens is not None:
         where = f"token {batch.tokens.pieces[row]!r} ({where})"
     return InvalidArgumentError(
-        f"[{_FUNCTION}] activations must be {wanted}, got {rows[row, column]} at {site.key!r}, "
+        f"[{_FUNCTION}] activations must be {wanted}, got {rows[row, column]:.6g} at {site.key!r}, "
         f"{where}. {remedy}; finished shards are kept"
     )
 

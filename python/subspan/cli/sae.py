@@ -3,7 +3,7 @@
 import ast
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -249,7 +249,8 @@ def report(  # noqa: PLR0917 - typer reads names, not positions
 
     def work(progress: Any) -> Any:
         loaded, rule = _load(sae), _rule(outlier_factor, first_token)
-        place, found, opened = _known_site("report", loaded, site), None, source
+        place = _known_site("report", loaded, site)
+        found, opened = None, cast("Any", source)
         folder = required("report", out)
         if losses and texts:  # a store has its own
             opened = load_model(source)

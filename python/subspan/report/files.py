@@ -25,7 +25,6 @@ _DTYPES = {
     "int32": "I32",
     "uint8": "U8",
     "bool": "BOOL",
-    "bfloat16": "BF16",  # numpy has no such type: uint16 arrays, named so by `Entry.stored`
 }
 
 
@@ -45,6 +44,13 @@ class Entry(NamedTuple):
     def n_bytes(self) -> int:
         """Size of the tensor in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def kind(self) -> str | None:
+        """What the format calls the type; None if it has no name for it."""
+        if self.stored:
+            return "BF16" if (self.stored, self.dtype.name) == ("bfloat16", "uint16") else None
+        return _DTYPES.get(self.dtype.name)
 
     @classmethod
     def of(cls, name: str, array: np.ndarray, stored: str = "") -> "Entry":
@@ -108,14 +114,13 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for entry in entries:
-        dtype = entry.stored or entry.dtype.name
-        if entry.name in header or dtype not in _DTYPES:
+        if entry.name in header or entry.kind is None:
             raise InvalidArgumentError(
                 "[write_safetensors] entries must have unique names and a dtype of "
-                f"{', '.join(_DTYPES)}, got {entry.name!r} of {entry.dtype}"
+                f"{', '.join(_DTYPES)} or bfloat16 (in uint16), got {entry.name!r} of {entry.dtype}"
             )
         header[entry.name] = {
-            "dtype": _DTYPES[dtype],
+            "dtype": entry.kind,
             "shape": list(entry.shape),
             "data_offsets": [offset, offset + entry.n_bytes],
         }

@@ -24,7 +24,7 @@ _AGAIN = "◌"  # a further token of the character before it
 class Context:
     """How many places to keep of every latent, and how many tokens around them."""
 
-    top: int = 6
+    top: int = 8
     sample: int = 3
     before: int = 14
     after: int = 6

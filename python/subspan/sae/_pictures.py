@@ -73,10 +73,11 @@ def _bars(axes: "Axes", histogram: Row, *, title: str, xlabel: str, ylabel: str)
     counts = np.array(histogram["counts"], float)
     axes.stairs(counts, histogram["edges"], fill=True, color=BLUE, alpha=0.85)
     used = np.flatnonzero(counts)
-    if used.size and used[0] < used[-1]:
-        edges = histogram["edges"]
-        room = 0.03 * (edges[used[-1] + 1] - edges[used[0]])
-        axes.set_xlim(edges[used[0]] - room, edges[used[-1] + 1] + room)
+    if used.size:
+        low, high = histogram["edges"][used[0]], histogram["edges"][used[-1] + 1]
+        # a code of one length is one bar: it needs room to look like one
+        room = 0.03 * (high - low) if len(used) > 1 else 5 * (high - low)
+        axes.set_xlim(low - room, high + room)
     axes.set_ylim(0, 1.08 * max(counts.max(initial=0.0), 1.0))
 
 

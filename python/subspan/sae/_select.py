@@ -46,17 +46,30 @@ def _taken(x: Any, indices: Any) -> Any:
     return x.index_select(0, indices) if library_of(x) == "torch" else x[indices]
 
 
-def pursue(x: Any, w_dec: Any, b_pre: Any, k: int) -> SparseCode:
+def pursue(
+    x: Any, w_dec: Any, b_pre: Any, k: int, *, tolerance: float = 0.0, no_repeats: bool = False
+) -> SparseCode:
     """Return the code of matching pursuit: k times the best row of w_dec for what is left of x.
 
-    Rows of w_dec have unit norm. Where no row has a positive product with the rest, the pursuit
-    ends: further values are zero.
+    Where no row of w_dec has a positive product with the rest, the pursuit of a row ends: further
+    values are zero. So it does once the rest is shorter than ``tolerance``, and with ``no_repeats``
+    after a step that took a latent for the second time.
     """
     rest = x if b_pre is None else x - b_pre
     steps: list[SparseCode] = []
+    ended: Any = None
     for _ in range(k):
         step = topk_encode(rest, w_dec.T, k=1)
+        if ended is not None:
+            step = step._replace(values=step.values * ~ended)
         rest = rest - sparse_decode(*step, w_dec)
+        now = step.values < 0  # nowhere
+        if tolerance > 0:
+            now |= ((rest * rest).sum(-1) < tolerance**2)[..., None]
+        if no_repeats:
+            for before in steps:
+                now |= before.indices == step.indices
+        ended = now if ended is None else ended | now
         steps.append(step)
     join = namespace(x).cat if library_of(x) == "torch" else namespace(x).concatenate
     return SparseCode(*(join(parts, -1) for parts in zip(*steps, strict=True)))

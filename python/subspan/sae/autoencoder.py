@@ -66,6 +66,10 @@ class Autoencoder:
         A factor of x, after normalize; x̂ is divided by it.
     relu_first : bool
         For "topk": the rectifier stands before the selection (see `topk_encode`).
+    tolerance : float
+        For "matching_pursuit": a row ends when less than this is left of it.
+    no_repeats : bool
+        For "matching_pursuit": a row ends after a step that took a latent again.
     group_sizes : tuple of int
         Sizes of the nested groups of "matryoshka", whose sum is n.
     metadata : dict
@@ -125,6 +129,8 @@ class Autoencoder:
     normalize: str = "none"
     scale: float = 1.0
     relu_first: bool = False
+    tolerance: float = 0.0
+    no_repeats: bool = False
     group_sizes: tuple[int, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -140,6 +146,7 @@ class Autoencoder:
                 "[Autoencoder] normalize must not be 'layer_norm' for rows of width 1, which have "
                 "no standard deviation"
             )
+        self._set(tolerance=real("Autoencoder", "tolerance", self.tolerance, low=0.0))
         if real("Autoencoder", "scale", self.scale) == 0 or not np.isfinite(self.scale):
             raise InvalidArgumentError(
                 f"[Autoencoder] scale must be finite and not 0, got {self.scale}"
@@ -416,7 +423,8 @@ class Autoencoder:
                 x, self.w_enc, self.b_enc, k=int(self.k or 0), b_pre=b_pre, activation=first
             )
         if kind == "matching_pursuit":
-            return pursue(x, self.w_dec, b_pre, int(self.k or 0))
+            ends: dict[str, Any] = {"tolerance": self.tolerance, "no_repeats": self.no_repeats}
+            return pursue(x, self.w_dec, b_pre, int(self.k or 0), **ends)
         if kind == "gated":
             return gated_encode(
                 x, self.w_enc, b_pre, **{name: getattr(self, name) for name in GATED}

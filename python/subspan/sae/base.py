@@ -114,6 +114,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
             self.register_parameter(part, made)
         self.b_dec = torch.nn.Parameter(torch.zeros(d, dtype=kind, device=device))
         # In Python's precision: a factor of float32 would not survive a dtype of 16 bits.
+        self.started = False  # once its weights are more than random: a trainer leaves them alone
         self.register_buffer("scale", torch.ones((), dtype=torch.float64, device=device))
 
     # ---- what it is --------------------------------------------------------------------------
@@ -264,6 +265,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
             raise InvalidArgumentError(
                 f"[SAE.initialize] rank must be None for init={init!r}, got {rank}"
             )
+        self.started = True
         self.scale.fill_(1.0)
         x = self._rows("initialize", x_sample).reshape(-1, self.width)
         if x.shape[0] == 0:

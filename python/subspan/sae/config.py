@@ -50,9 +50,10 @@ class TrainConfig:
         The sparsity penalty (L1, L0) grows from 0 over so many steps.
     dead_after_tokens : int
         A latent is dead when it did not fire for so many rows.
-    init : {"tied", "active_subspace"} or None
+    init : {"auto", "tied", "active_subspace"} or None
         How weights, b_dec and the scale of the rows are set from data before the first step; None:
-        not at all.
+        not at all. "auto": as "tied", unless the autoencoder was initialised, loaded or trained
+        before.
     init_rows : int
         Rows that are looked at for this, the first ones of the run.
     init_rank : int, optional
@@ -99,7 +100,7 @@ class TrainConfig:
     k_steps: int = 0
     penalty_warmup_steps: int = 0
     dead_after_tokens: int = 10_000_000
-    init: str | None = "tied"
+    init: str | None = "auto"
     init_rows: int = 8192
     init_rank: int | None = None
     seed: int = 0
@@ -145,7 +146,7 @@ class TrainConfig:
             ),
         )
         if self.init is not None:
-            _checks.choice(name, "init", self.init, ("tied", "active_subspace"))
+            _checks.choice(name, "init", self.init, ("auto", "tied", "active_subspace"))
         if self.init_rank is not None:
             self._set("init_rank", _checks.integer(name, "init_rank", self.init_rank, low=1))
         for field in ("warmup_steps", "decay_steps"):

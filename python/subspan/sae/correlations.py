@@ -23,14 +23,13 @@ class FeatureCorrelations:
 
     n_rows: int
     products: Any
-    """scipy CSR array (n_a, n_b): sums over rows of products, where there is any."""
+    """Scipy CSR array (n_a, n_b), sums over rows of products, where there is any."""
     mean_a: Floats
     """(n_a,)"""
     mean_b: Floats
     """(n_b,)"""
     deviation_a: Floats
-    """(n_a,) standard deviation (of n), 0 for latents that never change: they correlate with
-    nothing."""
+    """(n_a,) standard deviations, 0 for latents that never change."""
     deviation_b: Floats
     """(n_b,)"""
 

@@ -136,17 +136,17 @@ def _import(package: str, module: str) -> Any:
 
 
 def words(metrics: Metrics) -> str:
-    """Return the metrics that one looks at while a run works, in a few words."""
+    """Return the metrics that one looks at while a run works, in few characters; /s: of rows."""
     text = [f"loss {metrics['loss']:.4g}"]
     for name, form in (
         ("explained_variance", "EV {:.3f}"),
         ("l0", "L0 {:.1f}"),
-        ("dead", "dead {:.1%}"),
-        ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("dead", "dead {:.0%}"),
+        ("tokens_per_second", "{:,.0f}/s"),
     ):
         if name in metrics and math.isfinite(metrics[name]):
             text.append(form.format(metrics[name]))
-    return "  ".join(text)
+    return " ".join(text)
 
 
 @contextlib.contextmanager
@@ -159,9 +159,8 @@ def bar(total: int) -> Iterator[Any]:
             "[train] progress=True needs the package 'rich', which is not installed. "
             "Install it with: pip install 'subspan[report]'"
         ) from error
-    columns = (
-        progress.TextColumn("training"),
-        progress.BarColumn(),
+    columns = (  # all of it in 80 characters
+        progress.BarColumn(10),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[words]}"),

@@ -96,4 +96,5 @@ def restored(autoencoder: Autoencoder, cls: type[SAE], options: dict[str, Any]) 
                 parameter.copy_(value)
         sae.scale.fill_(source.scale)
         sae._restore(source)
+    sae.started = True
     return sae

@@ -14,7 +14,6 @@ from subspan.errors import InvalidArgumentError, UnsupportedError
 __all__ = ["Matching", "PairwiseMCC", "match_dictionaries", "mean_max_cosine", "pw_mcc"]
 
 _EXACT = 1e-12  # differences of cosines that count as none
-_SCREEN = 1e-6  # the same for products in float32
 _PAIRS = 1 << 10  # whose cosines are made at a time: their rows stay in the cache
 
 Floats = NDArray[np.float64]
@@ -31,7 +30,7 @@ class Matching(NamedTuple):
     cosines: Any
     """(m,) float64."""
     value: float
-    """MCC: the mean of the cosines, or of their absolute values."""
+    """The MCC, mean of the cosines or of their absolute values."""
     bound: float
     """No one-to-one matching has a larger value."""
     rounds: int
@@ -105,10 +104,11 @@ def match_dictionaries(
 
     Notes
     -----
-    Each round costs 2 n_a n_b d flops (twice that unsigned) in float32, the last one in float64,
-    and a sparse assignment of about ``candidates`` pairs per row; usually there are 4 to 6. Memory:
-    of both dictionaries in float64 and of the candidates, nothing of size n_a n_b. The matching is
-    found on the cosines in float64; where several are best, it is one of them.
+    Each round costs 2 n_a n_b d flops in float32 (twice that unsigned) and a sparse assignment of
+    about ``candidates`` pairs per row; usually there are 4 to 6. Products within the rounding error
+    of what would change the proof are made again in float64. Memory: of both dictionaries in
+    float32 and float64 and of the candidates, nothing of size n_a n_b. Where several matchings are
+    best, it is one of them.
 
     MCC and PW-MCC: Song et al. 2025, `arXiv:2505.20254 <https://arxiv.org/abs/2505.20254>`_. The
     bound is linear programming duality; sparse assignment: Jonker, Volgenant 1987, in scipy.
@@ -251,60 +251,89 @@ def _directions(function: str, name: str, x: Any) -> Floats:
 def _solve(
     a: Floats, b: Floats, signed: bool, candidates: int, max_rounds: int
 ) -> tuple[Ints, float, int]:
-    """Return the match of every row of a in the larger b, a bound on the mean, and the rounds.
-
-    Prices come from the candidates, but are tried on all pairs: first in float32, to find what is
-    missing, and at the end in float64, which is the proof.
-    """
+    """Return the match of every row of a in the larger b, a bound on the mean, and the rounds."""
     n, m = len(a), len(b)
-    narrow: tuple[NDArray[Any], NDArray[Any]] = a.astype(np.float32), b.astype(np.float32)
-    start, _ = _price(*narrow, np.zeros(m), signed, min(candidates, m))
+    look = _Look(a, b, signed)
+    start, _, _ = look.price(look.narrow, np.arange(n), np.zeros(m), min(candidates, m))
     # The pairs (i, i) make sure that there is a matching among the candidates.
     pairs = np.union1d(np.arange(n)[:, None] * m + start, np.arange(n) * (m + 1))
-    weights = _weights(a, b, pairs, signed)
-    look, slack, rounds = narrow, _SCREEN, 1
+    weights = look.weights(pairs)
     everyone = np.arange(n)
-    rows, bound = everyone, float("inf")
+    rows, bound, rounds = everyone, float("inf"), 1
     while True:
         best = _assign(pairs, weights, n, m)
-        matched = _weights(a, b, everyone * m + best, signed)
+        matched = look.weights(everyone * m + best)
         prices = _prices(pairs, weights, best, matched, m)
+        content = (matched - prices[best])[rows]
+        found, gains = look.gains(rows, prices, content)
+        better = gains > content[:, None] + _EXACT
         whole = len(rows) == n
-        rounds += whole
-        last = whole and rounds >= max_rounds
-        if last:
-            look, slack = (a, b), _EXACT
-        found, gains = _price(look[0][rows], look[1], prices, signed, min(16, m))
-        better = gains > (matched - prices[best])[rows, None] + slack
-        if whole and slack == _EXACT:
-            bound = min(bound, float(gains[:, 0].sum() + prices.sum()))
+        if whole:
+            rounds += 1
+            bound = min(bound, float(np.maximum(content, gains.max(axis=1)).sum() + prices.sum()))
         more = _missing((rows[:, None] * m + found)[better], pairs)
-        if more.size and not last:
+        if whole and (not more.size or rounds >= max_rounds):
+            return best, bound / n, rounds
+        if more.size:
             order = np.argsort(np.concatenate([pairs, more]), kind="stable")
-            weights = np.concatenate([weights, _weights(a, b, more, signed)])[order]
+            weights = np.concatenate([weights, look.weights(more)])[order]
             pairs = np.concatenate([pairs, more])[order]
             # Only these rows are looked at until they are content, and then all once more.
             rows = rows[better.any(axis=1)]
-        elif not whole:
-            rows = everyone
-        elif slack == _EXACT:
-            return best, bound / n, rounds
         else:
-            look, slack = (a, b), _EXACT
+            rows = everyone
 
 
-def _price(
-    a: NDArray[Any], b: NDArray[Any], prices: Floats, signed: bool, k: int
-) -> tuple[Ints, Floats]:
-    """Return, for each row of a, the k pairs that gain most at these prices, of all pairs."""
-    bias = -prices.astype(a.dtype)
-    parts = [
-        topk_encode(rows, b.T, bias, k=k, activation="identity")
-        for rows in ([a] if signed else [a, -a])
-    ]
-    indices, gains = (np.concatenate([part[i] for part in parts], axis=1) for i in (1, 0))
-    order = np.argsort(-gains, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(indices, order, 1), np.take_along_axis(gains, order, 1)
+class _Look:
+    """Looks at all pairs: products in float32, and float64 where these leave a doubt."""
+
+    def __init__(self, a: Floats, b: Floats, signed: bool) -> None:
+        self.wide = a, b
+        self.narrow = a.astype(np.float32), b.astype(np.float32)
+        self.signed = signed
+        # Of a product of unit rows in float32, in whatever order its terms are added.
+        self.error = (a.shape[1] + 8) * 2.0**-24
+
+    def gains(self, rows: Ints, prices: Floats, content: Floats) -> tuple[Ints, Floats]:
+        """Return columns for each of the rows, and what they gain, in float64.
+
+        Columns that are not there gain no more than the row is content with.
+        """
+        k = min(16, len(prices))
+        found, gains, rest = self.price(self.narrow, rows, prices, k)
+        error = self.error * (1 + prices.max())
+        unsure = rest + error > content
+        if unsure.any():
+            found[unsure], gains[unsure], _ = self.price(self.wide, rows[unsure], prices, k)
+        at, which = np.nonzero(gains > content[:, None] - 2 * error)
+        columns = found[at, which]
+        gains[at, which] = self.weights(rows[at] * len(prices) + columns) - prices[columns]
+        return found, gains
+
+    def price(
+        self, arrays: tuple[NDArray[Any], NDArray[Any]], rows: Ints, prices: Floats, k: int
+    ) -> tuple[Ints, Floats, Floats]:
+        """Return the best k columns of each row at these prices, their gains, and of all others."""
+        a, b = arrays
+        a = a if len(rows) == len(a) else a[rows]
+        bias = -prices.astype(a.dtype)
+        codes = [
+            topk_encode(x, b.T, bias, k=k, activation="identity", precision="certified")
+            for x in ([a] if self.signed else [a, -a])
+        ]
+        found = np.concatenate([code.indices for code in codes], axis=1)
+        gains = np.concatenate([code.values for code in codes], axis=1).astype(np.float64)
+        rest = np.max([code.values[:, -1] for code in codes], axis=0).astype(np.float64)
+        return found, gains, rest if k < len(b) else np.full(len(a), -np.inf)
+
+    def weights(self, pairs: Ints) -> Floats:
+        """Return the cosines of pairs, or their absolute values."""
+        a, b = self.wide
+        out = np.empty(len(pairs))
+        for start in range(0, len(pairs), _PAIRS):
+            rows, columns = np.divmod(pairs[start : start + _PAIRS], len(b))
+            out[start : start + _PAIRS] = np.einsum("ij,ij->i", a[rows], b[columns])
+        return out if self.signed else np.abs(out)
 
 
 def _missing(more: Ints, pairs: Ints) -> Ints:
@@ -313,14 +342,6 @@ def _missing(more: Ints, pairs: Ints) -> Ints:
     places = np.minimum(np.searchsorted(pairs, more), len(pairs) - 1)
     missing: Ints = more[(pairs[places] != more) & (np.diff(more, prepend=-1) > 0)]
     return missing
-
-
-def _weights(a: Floats, b: Floats, pairs: Ints, signed: bool) -> Floats:
-    out = np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS):
-        rows, columns = np.divmod(pairs[start : start + _PAIRS], len(b))
-        out[start : start + _PAIRS] = np.einsum("ij,ij->i", a[rows], b[columns])
-    return out if signed else np.abs(out)
 
 
 def _assign(pairs: Ints, weights: Floats, n: int, m: int) -> Ints:

@@ -35,14 +35,15 @@ def explained_variance(x: Any, x_hat: Any, *, form: str = "variance") -> float:
         Numpy, torch or cupy, any float dtype.
     x_hat : array (rows, d)
     form : {"variance", "residual_variance", "saelens_compat", "saelens_legacy"}
-        "variance": as above. The others are what libraries report under the same name, for
+        "variance" is as above. The others are what libraries report as explained variance, for
         comparison with their tables:
-        "residual_variance": 1 - sum of variances of x - x̂ / sum of variances of x, which takes no
-        notice of a constant error (dictionary_learning).
-        "saelens_compat": the denominator is q - (q / d)^2, q the mean of |x|^2: no variance, and
-        larger than it wherever means are large (SAELens from 5.x to 6.18 at least, mended since;
-        SAEBench).
-        "saelens_legacy": the mean over rows of 1 - |x - x̂|^2 / |x - mean of x|^2.
+
+        * "residual_variance" (dictionary_learning) is
+          ``1 - sum of variances of x - x̂ / sum of variances of x``, which takes no notice of a
+          constant error.
+        * "saelens_compat" (SAELens from pull request 443 to 665, 6.18 among them; SAEBench) has the
+          denominator ``q - (q / d)^2``, q the mean of ``|x|^2``, which is no variance.
+        * "saelens_legacy" is the mean over rows of ``1 - |x - x̂|^2 / |x - mean of x|^2``.
 
     Returns
     -------

@@ -148,7 +148,9 @@ def train(
             listeners.last = dict(log.rows[-1]) if log.rows else {}
         for each in listeners.logs:
             stack.callback(each.close)
+        stack.callback(trainer.settle)
         _loop(trainer, held_out, folder.work if folder is not None and first else None, listeners)
+        trainer.settle()
         if folder is not None and first:
             _publish(folder, trainer, listeners.last)
     return Training(sae, listeners.last, None if folder is None else folder.path)
@@ -231,9 +233,6 @@ def _loop(trainer: Trainer, held_out: Any, folder: Path | None, listeners: _List
         if folder is not None and _due(done, config.checkpoint_every, total):
             write_checkpoint(folder, trainer.checkpoint(), keep=config.keep_checkpoints)
         listeners.advance(done, metrics)
-    if trainer.k is not None:
-        trainer.sae.k = trainer.k
-    trainer.sae.eval()
 
 
 def _due(done: int, every: int, total: int) -> bool:

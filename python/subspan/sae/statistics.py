@@ -27,25 +27,25 @@ class CodeMetrics:
     n_rows: int
     n_latents: int
     explained_variance: float
-    """1 - sum |e|^2 / sum |x - mean of x|^2."""
+    """``1 - sum |e|^2 / sum |x - mean of x|^2``."""
     residual_variance: float
     """1 - sum of variances of e / sum of variances of x (dictionary_learning)."""
     saelens_compat: float
     """What SAELens 6.18 and SAEBench call explained variance; see `explained_variance`."""
     saelens_legacy: float
-    """Mean of 1 - |e|^2 / |x - mean of the batch|^2 over rows; it depends on the batches."""
+    """Mean of ``1 - |e|^2 / |x - mean of the batch|^2`` over rows; it depends on the batches."""
     mse: float
-    """Mean of |e|^2: summed over the width."""
+    """Mean of ``|e|^2``, which is summed over the width."""
     nmse: float
-    """sum |e|^2 / sum |x|^2: nothing is centred."""
+    """``sum |e|^2 / sum |x|^2``, with nothing centred."""
     openai_nmse: float
-    """Mean of |e|^2 / |x|^2 over rows."""
+    """Mean of ``|e|^2 / |x|^2`` over rows."""
     cosine: float
     """Mean cosine of x and x̂; of a zero row 0."""
     l2_ratio: float
-    """Mean of |x̂| / |x|; rows shorter than 1e-4 count as of length 1."""
+    """Mean of ``|x̂| / |x|``; rows shorter than 1e-4 count as of length 1."""
     relative_bias: float
-    """sum |x̂|^2 / sum <x, x̂>, 1 where lengths are not shrunk (Gated paper, equation 10)."""
+    """``sum |x̂|^2 / sum <x, x̂>``, 1 where nothing is shrunk (Gated paper, equation 10)."""
     l0: float
     """Mean number of entries that are not zero."""
     l1: float

@@ -28,7 +28,6 @@ from subspan.sae._job import RESULTS, Job, training_facts
 from subspan.sae._source import Blocks, is_store
 from subspan.sae.autoencoder import Autoencoder
 from subspan.sae.evaluation import Evaluation, evaluate
-from subspan.sae.formats import load, save
 from subspan.sae.reporting import Report
 
 __all__ = ["study"]
@@ -125,7 +124,7 @@ def study(
     Returns
     -------
     Report
-        The folder has the autoencoder in ``sae`` (see `formats.load`), the run in ``training``,
+        The folder has the autoencoder in ``sae`` (see `Autoencoder.load`), the run in ``training``,
         the activations in ``store``, and the files of `report`.
 
     Raises
@@ -151,17 +150,18 @@ def study(
         "eval_tokens": eval_tokens, "report_tokens": report_tokens, "seed": seed,
         "settings": settings,
     }  # fmt: skip
+    stored = is_store(source)
+    _check_texts(stored, texts)
     folder = RunFolder(out, kind="study", results=(*RESULTS, "sae", "store", "training"))
     folder.check(resume=resume, overwrite=overwrite)
     if threads is not None:
         set_threads("study", threads, model=True)
     with watch.part("loading"):
         stages("loading", 0, 1)
-        opened = None
-        if not is_store(source):
-            opened = load_model(source)
-        elif model is not None:
-            opened = load_model(model)
+        given = model if stored else source
+        opened = None if given is None else load_model(given)
+        if not stored:
+            site = _one_site(opened, site)
     with folder.held({"schema": _SCHEMA, **asked}, overwrite=overwrite) as resumed:
         with watch.part("activations"):
             store = _store(
@@ -192,7 +192,7 @@ def study(
         made = job.write(
             folder, evaluation=found, training=training_facts(folder.path / "training"),
             progress=stages, resumed=resumed, held_out=held_out,
-            also=lambda stage: save(sae, stage / "sae"),
+            also=lambda stage: sae.save(stage / "sae"),
         )  # fmt: skip
     return Report(folder.path, made)
 
@@ -227,31 +227,40 @@ def _store(
     texts: Any,
     model: Any,
     place: Path,
-    site: str | Site | None,
+    site: Any,
     *,
     fresh: bool,
     **options: Any,
 ) -> ActivationStore:
     """Return the store: the one given, the one that is finished already, or a new one."""
     if is_store(source):
-        if texts is not None:
-            raise InvalidArgumentError(
-                f"[study] texts must be left out for a store, got {type(texts).__name__}"
-            )
         return source if isinstance(source, ActivationStore) else ActivationStore(source)
-    if texts is None:
-        raise InvalidArgumentError("[study] texts must be given with a model, got none")
     if not fresh and is_store(place):
         return ActivationStore(place)
-    wanted = f"layer.{model.n_layers // 2:02d}/resid" if site is None else _key(site)
+    return write_activations(
+        model, texts, place, sites=[site], overwrite=fresh and place.exists(), **options
+    )
+
+
+def _check_texts(stored: bool, texts: Any) -> None:
+    if stored and texts is not None:
+        raise InvalidArgumentError(
+            "[study] texts must be left out for a store, which has its own, got "
+            f"{type(texts).__name__}"
+        )
+    if not stored and texts is None:
+        raise InvalidArgumentError("[study] texts must be given with a model, got none")
+
+
+def _one_site(model: Any, site: str | Site | None) -> Site:
+    """Return the site that is asked for, by default the residual stream in the middle."""
+    wanted = f"layer.{model.n_layers // 2:02d}/resid" if site is None else site
     found = find_sites(model, [wanted])
     if len(found) != 1:
         raise InvalidArgumentError(
             f"[study] site must name one site, got {site!r}, which names {len(found)}"
         )
-    return write_activations(
-        model, texts, place, sites=[found[0]], overwrite=fresh and place.exists(), **options
-    )
+    return found[0]
 
 
 def _parts(store: ActivationStore, site: Site, rule: OutlierRule | None, held_out: float) -> _Parts:
@@ -328,7 +337,7 @@ def _trained(
             held_out=store.take(site, look) if len(look) else None,
             overwrite=fresh and place.exists(), progress=progress, **settings,
         )  # fmt: skip
-    made: Autoencoder = load(place / "sae")
+    made = Autoencoder.load(place / "sae")
     known = {
         "site": site.key,
         "model": store.facts.get("name"),

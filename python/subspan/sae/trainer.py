@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from subspan import _checks
+from subspan._config import keep_memory
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 from subspan.sae.base import LossTerms
 from subspan.sae.checkpoints import Checkpoint, require_architecture, require_shapes
@@ -135,6 +136,8 @@ class Trainer:
             source, config.batch_size, seed=config.seed, site=site, exclude=exclude
         )
         self.optimizer = make_optimizer(sae, config)
+        gradients = sum(p.numel() * p.element_size() for p in sae.parameters())
+        keep_memory(self, gradients)
         self._spares_active = getattr(sae, "spares_active", None) is not None
         if self._spares_active:
             sae.spares_active = True
@@ -151,7 +154,10 @@ class Trainer:
         The first `step` does it by itself; rows that were looked at are trained on all the same.
         """
         self._batches = self.source.open(0)
-        if self.config.init is not None:
+        init = self.config.init
+        if init == "auto":
+            init = None if self.sae.started else "tied"
+        if init is not None:
             seen = -(-self.config.init_rows // self.config.batch_size)
             first = list(itertools.islice(self._batches, seen))
             self._batches = itertools.chain(first, self._batches)
@@ -159,7 +165,7 @@ class Trainer:
                 with self._random_numbers():
                     self.sae.initialize(
                         torch.cat(first)[: self.config.init_rows],
-                        init=self.config.init,
+                        init=init,
                         rank=self.config.init_rank,
                     )
         self.ranks.copy_from_first(self.sae)
@@ -204,6 +210,7 @@ class Trainer:
         for p in self.sae.parameters():
             p.grad = None  # its memory goes back to where the next step takes its own from
         self.done += 1
+        self.sae.started = True
         return StepResult(x, _detached(loss), lr, norm)
 
     def _next(self) -> Any:
@@ -221,6 +228,14 @@ class Trainer:
             self.sae.k = self.config.k_at(self.done, k=self.k)
         if self.config.penalty_warmup_steps:
             self.sae.sparsity_scale = self.config.penalty_at(self.done)
+
+    def settle(self) -> None:
+        """Give the autoencoder back what schedules changed, and the mode of inference."""
+        if self.k is not None:
+            self.sae.k = self.k
+        if self.config.penalty_warmup_steps:
+            self.sae.sparsity_scale = 1.0
+        self.sae.eval()
 
     @contextlib.contextmanager
     def _random_numbers(self) -> Iterator[None]:
@@ -338,6 +353,7 @@ class Trainer:
         self._random = parts["trainer"]["random"].clone()
         self.done = int(checkpoint.about["step"])
         self._batches = self.source.open(self.done)
+        self.sae.started = True
         self.ranks.copy_from_first(self.sae)
 
     def _tensors(self) -> dict[str, Any]:

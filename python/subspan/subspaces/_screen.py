@@ -1,14 +1,14 @@
 """Pairs of well conditioned bases, by their Gram matrices: one pass, nothing of their size.
 
-With ``A^T A = V L V^T`` and W = V L^-1/2, the columns of ``A W`` are orthonormal, and the cosines
-are the singular values of ``W_A^T (A^T B) W_B``. Where one is above sqrt(1/2), a second pass forms
-the residual, whose singular values are the sines. This loses a factor of the condition number of
-the Gram matrices, so it stands only where that is small; other pairs take the way over QR.
+With ``A^T A = L_A L_A^T`` the columns of ``A L_A^-T`` are orthonormal, and the cosines are the
+singular values of ``C = L_A^-1 (A^T B) L_B^-T``. Where one is above sqrt(1/2), a second pass forms
+the residual ``B L_B^-T - A L_A^-T C``, whose singular values are the sines. This loses a factor of
+the condition number of the Gram matrices, so it stands only where that is small; other pairs take
+the way over QR. What is as small as C is worked out on the host.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +22,12 @@ from subspan.subspaces.spaces import Given
 
 __all__ = ["Screened", "screen"]
 
-# Largest condition number of a Gram matrix: of a basis, its root. Errors were up to 22 units of
-# rounding there, 4 to 18 over orthonormal bases; ten times that at a condition number of 1000.
+# Largest reciprocal of the smallest eigenvalue of a Gram matrix scaled to a diagonal of ones, on
+# which the error of its Cholesky factor depends. Errors were up to 14 units of rounding there, 3 to
+# 13 over orthonormal bases.
 _CONDITION = 30.0
-# Bases of a block: 2 MiB of float64, so that three products read them from cache.
+# Elements of the bases of a block of residuals: 2 MiB of float64, which stay in cache.
 _BLOCK = 1 << 18
-# Products of fewer multiplications are done by BLAS on one thread: ours may share them out.
-_ONE_THREAD = 1 << 18
 
 
 class Screened(NamedTuple):
@@ -48,74 +47,82 @@ def screen(first: Given, second: Given) -> Screened | None:
     padded = np.any(first.dims < p) or np.any(second.dims < q)
     if padded or n < 2 * max(p, q) or min(p, q, first.dims.size) == 0:
         return None
-    gram_a, gram_b, c = _products(first.flat(), second.flat())
-    wa, good_a = _whitener(gram_a)
-    wb, good_b = _whitener(gram_b)
-    places = np.flatnonzero(good_a & good_b)
+    a, b = first.flat(), second.flat()
+    if p < q:
+        a, b = b, a
+    aa, ab, bb = (_arrays.to_numpy(x) for x in subspan.grams(a, b))
+    rtol = n * max(first.unit, second.unit)
+    la, good_a = _factor(aa, rtol)
+    lb, good_b = _factor(bb, rtol)
+    decided = good_a & good_b
+    places = np.flatnonzero(decided)
     if places.size == 0:
         return None
-    if places.size < len(good_a):
-        wa, c, wb = (_work.take(x, places) for x in (wa, c, wb))
-    c = _work.swap(wa) @ c @ wb
+    if places.size < decided.size:
+        la, ab, lb = la[places], ab[places], lb[places]
+    c = _solve(lb, _solve(la, ab).mT).mT
     cosines = np.minimum(_work.host(subspan.svdvals(c, nonfinite="ignore")), 1.0)
     angles = np.arccos(cosines)
     near = np.square(cosines) > 0.5
     rows = np.flatnonzero(near.any(axis=-1))
-    a, b = first.flat(), second.flat()
-    if p < q:
-        a, b, wa, wb, c = b, a, wb, wa, _work.swap(c)
-    step = max(1, _BLOCK // (n * (p + q)))
-    for part in np.split(rows, range(step, rows.size, step)) if rows.size else ():
-        qa, qb = (_work.take(x, places[part]) @ _work.take(w, part) for x, w in ((a, wa), (b, wb)))
-        rest = qb - qa @ _work.take(c, part)
-        rest = rest - qa @ (_work.swap(qa) @ rest)  # what rounding has left along A
-        sines = _work.host(subspan.svdvals(rest, nonfinite="ignore"))[:, ::-1]
-        small = np.arcsin(np.minimum(sines, 1.0))
-        angles[part] = np.where(near[part], small, angles[part])
-    theta, decided = np.full((len(good_a), min(p, q)), np.nan), good_a & good_b
-    theta[places] = np.maximum.accumulate(angles, axis=-1)
+    if rows.size:
+        small = _by_sines(a, b, places[rows], _weights(la[rows], lb[rows], c[rows]))
+        joint = np.where(near[rows], small, angles[rows])
+        angles[rows] = np.maximum.accumulate(joint, axis=-1)  # across the seam at pi / 4
+    theta = np.full((decided.size, min(p, q)), np.nan)
+    theta[places] = angles
     return Screened(theta, decided)
 
 
-def _whitener(gram: Any) -> tuple[Any, NDArray[np.bool_]]:
-    """``V L^-1/2``, and where the matrix is finite and well conditioned; zeros elsewhere."""
-    values, vectors = subspan.eigh(gram, nonfinite="propagate", errors="info")[:2]
-    spectrum = _work.host(values)
-    with np.errstate(invalid="ignore"):
-        good = spectrum[:, -1] < _CONDITION * spectrum[:, 0]
+def _factor(gram: Any, rtol: float) -> tuple[Any, NDArray[np.bool_]]:
+    """Cholesky factors, and where a matrix is finite, well conditioned and surely of full rank."""
+    factor, info = subspan.cholesky(gram, nonfinite="propagate", errors="info")
+    p = int(gram.shape[-1])
+    # (p, count): numpy reduces short last axes slowly.
+    sizes, roots = (np.diagonal(x, 0, -2, -1).T.astype(np.float64, "C") for x in (gram, factor))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        # Of the matrix scaled to a diagonal of ones, by its determinant (Yu and Gu, see span).
+        least = np.prod(np.square(roots) / sizes, axis=0) * ((p - 1) / p) ** (p - 1)
+        unsure = np.flatnonzero((info == 0) & ~(least * _CONDITION > 1.0))
+        if unsure.size:
+            scale = 1 / np.sqrt(sizes.T[unsure])
+            unit = gram[unsure] * scale[:, :, None] * scale[:, None, :]
+            least[unsure] = subspan.eigvalsh(unit, nonfinite="propagate")[:, 0]
+        good = (info == 0) & (least * _CONDITION > 1.0)
+        smallest = sizes.min(axis=0)
+        good &= least * smallest > rtol**2 * sizes.sum(axis=0)
     # Squares of tiny entries lose their digits to underflow.
-    limits = np.finfo(_arrays.dtype_name(gram))
-    good &= np.isfinite(spectrum).all(axis=-1) & (spectrum[:, 0] > limits.tiny / limits.eps**2)
-    roots = np.sqrt(np.where(good[:, None], spectrum, 1.0))
-    return vectors * _work.like(vectors, good[:, None, None] / roots[:, None, :]), good
+    limits = np.finfo(gram.dtype)
+    return factor, good & (smallest > limits.tiny / limits.eps**2)
 
 
-def _products(a: Any, b: Any) -> tuple[Any, Any, Any]:
-    """``A^T A``, ``B^T B`` and ``A^T B`` of every pair."""
-    (count, n, p), q = a.shape, int(b.shape[-1])
-    if not isinstance(a, np.ndarray):
-        return _work.swap(a) @ a, _work.swap(b) @ b, _work.swap(a) @ b
-    out = [np.empty((count, *shape), a.dtype) for shape in ((p, p), (q, q), (p, q))]
-    step = max(1, _BLOCK // (n * (p + q)))
+def _solve(factor: Any, b: Any, *, transposed: bool = False) -> Any:
+    return subspan.solve_triangular(factor, b, transposed=transposed, nonfinite="ignore")
 
-    def work(start: int) -> None:
+
+def _weights(la: Any, lb: Any, c: Any) -> tuple[Any, Any]:
+    """``L_A^-T C`` and ``L_B^-T``, whose products with A and B have the residual for difference."""
+    eye = np.broadcast_to(np.eye(lb.shape[-1], dtype=lb.dtype), lb.shape)
+    return _solve(la, c, transposed=True), _solve(lb, eye, transposed=True)
+
+
+def _by_sines(a: Any, b: Any, places: NDArray[np.int64], weights: tuple[Any, Any]) -> Floats:
+    """Angles of the pairs at `places`, right where they are below pi / 4."""
+    (n, p), q = a.shape[-2:], int(b.shape[-1])
+    sines = np.empty((places.size, q))
+    step = max(1, _BLOCK // (int(n) * (int(p) + q)))
+    for start in range(0, places.size, step):
         part = slice(start, start + step)
-        x, y = a[part], b[part]
-        for z, gram in ((x, out[0][part]), (y, out[1][part])):
-            # By halves, as numpy hands the whole to a symmetric product, several times slower here.
-            h = z.shape[-1] // 2
-            np.matmul(_work.swap(z[..., :h]), z, out=gram[:, :h])
-            np.matmul(_work.swap(z[..., h:]), z, out=gram[:, h:])
-        np.matmul(_work.swap(x), y, out=out[2][part])
+        rest, image = (
+            subspan.gram(_work.swap(_rows(x, places[part])), _work.like(x, w[part]))
+            for x, w in zip((b, a), reversed(weights), strict=True)
+        )
+        rest -= image
+        sines[part] = _work.host(subspan.svdvals(rest, nonfinite="ignore"))
+    return np.arcsin(np.minimum(sines[:, ::-1], 1.0))
 
-    starts = range(0, count, step)
-    threads = min(subspan.get_num_threads(), len(starts))
-    # NaN and overflow are seen, and named, later.
-    with np.errstate(all="ignore"):
-        if threads > 1 and n * p * q <= _ONE_THREAD:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(work, starts))
-        else:
-            for start in starts:
-                work(start)
-    return out[0], out[1], out[2]
+
+def _rows(x: Any, places: NDArray[np.int64]) -> Any:
+    """Matrices at ascending places: a view where they lie beside each other."""
+    first, last = int(places[0]), int(places[-1])
+    return x[first : last + 1] if last - first + 1 == places.size else _work.take(x, places)

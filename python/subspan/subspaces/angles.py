@@ -76,9 +76,10 @@ def principal_angles(
     -----
     ``4 n p^2`` flops for each subspace, ``2 n p q`` and the singular values of p x q for each pair;
     pairs that have a cosine above ``sqrt(1/2)`` take another ``2 n p q`` and the singular values of
-    n x q. Where element meets element, Gram matrices take the place of QR for pairs of well
-    conditioned bases (condition number up to 5): one pass, and a second one for small angles. M x L
-    products are one product of (M p, n) and (n, L q), in tiles of 16 MiB; nothing of size n x n is
+    n x q. Where element meets element, Cholesky factors of Gram matrices take the place of QR for
+    pairs of bases that are well conditioned (condition number up to 5, once columns have one
+    length): one pass, and a second one for small angles. M x L products are one product of (M p, n)
+    and (n, L q), in tiles of 16 MiB; nothing of size n x n is
     stored. The error is a few units of rounding, absolute. Vectors are worked out in float64.
 
     References

@@ -20,7 +20,7 @@ def build(function: str, path: Path, dtype: Any, **parts: Any) -> Autoencoder:
     wanted = parts["w_dec"].dtype if dtype is None else np.dtype(dtype)
     for name in _ARRAYS:
         if isinstance(parts.get(name), np.ndarray):
-            parts[name] = parts[name].astype(wanted)
+            parts[name] = parts[name].astype(wanted, copy=False)
     try:
         return Autoencoder(**parts)
     except SubspanError as error:

@@ -88,7 +88,8 @@ def _tensor(data: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
     begin, end = (int(place) for place in entry["data_offsets"])
     if not 0 <= begin <= end <= len(data) or end - begin != prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes of data for a tensor at {begin}..{end}")
-    values = np.frombuffer(data[begin:end].tobytes(), dtype).reshape(shape)
+    values = np.frombuffer(data[begin:end], dtype).reshape(shape)
+    values = values if values.flags.aligned else values.copy()
     if entry["dtype"] == "BF16":  # the upper half of a float32
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values

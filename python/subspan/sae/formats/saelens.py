@@ -184,8 +184,8 @@ def _write(sae: Autoencoder, folder: Path, kind: str) -> None:
     tensors = {"W_dec": arrays["w_dec"], "b_dec": arrays["b_dec"]}
     options: dict[str, Any] = {}
     if sae.architecture == "matching_pursuit":
-        options = {"max_iterations": sae.k, "residual_threshold": 0.0}
-        options["stop_on_duplicate_support"] = False
+        options = {"max_iterations": sae.k, "residual_threshold": sae.tolerance}
+        options["stop_on_duplicate_support"] = sae.no_repeats
     else:
         tensors["W_enc"] = arrays["w_enc"]
     if kind == "gated":
@@ -333,18 +333,16 @@ def _pursuit(
     function: str, folder: Path, config: Mapping[str, Any], state: Mapping[str, Any]
 ) -> dict[str, Any]:
     w_dec, b_dec = arrays_of(function, folder / _WEIGHTS, state, "W_dec", "b_dec")
-    early = config.get("residual_threshold", 1e-2) > 0
-    if early or config.get("stop_on_duplicate_support", True):
-        raise UnsupportedError(
-            f"[{function}] {str(folder)!r} must take a fixed number of steps, got "
-            "residual_threshold > 0 or stop_on_duplicate_support, which end a row early. Set "
-            "residual_threshold to 0, stop_on_duplicate_support to false and max_iterations in "
-            f"{_CONFIG} if that is meant"
-        )
     steps = config.get("max_iterations") or w_dec.shape[1]
     ours = config["architecture"].startswith(_OWN_PREFIX)
     adds = ours or config.get("apply_b_dec_to_input", True)
-    return {"w_enc": None, "k": steps, "b_dec": b_dec if adds else np.zeros_like(b_dec)}
+    return {
+        "w_enc": None,
+        "k": steps,
+        "b_dec": b_dec if adds else np.zeros_like(b_dec),
+        "tolerance": max(0.0, config.get("residual_threshold", 1e-2)),
+        "no_repeats": bool(config.get("stop_on_duplicate_support", True)),
+    }
 
 
 def _rescaled(

@@ -1,0 +1,38 @@
+#pragma once
+
+#include "subspan/abi.hpp"
+#include "subspan/context.hpp"
+#include "subspan/view.hpp"
+
+namespace subspan {
+inline namespace SUBSPAN_ABI {
+
+/// x^T y for every pair of matrices of a batch.
+///
+///   x   [batch, n, p]  any strides (0 for one matrix and many y)
+///   y   [batch, n, q]  any strides; x and y may overlap, or be the same
+///   out [batch, p, q]  C order
+///
+/// T: float, double. CPU only. 2 n p q flops. Of every element the products of 256 rows are added up
+/// one after the other, and these sums in order, so that bits depend on n, p and q alone, and neither
+/// on strides nor on the batch; where min(p, q) > 128, BLAS multiplies, whose sums may depend on
+/// strides. NaN and infinity spread as in any sum. Scratch per thread: at most 65536 elements and
+/// copies of what BLAS cannot read in place; sums of up to 64 parts of long matrices.
+template <class T>
+void gram(context const& ctx, strided_view<T const, 3> x, strided_view<T const, 3> y,
+          strided_view<T, 3> out);
+
+/// x^T x, of which one triangle is worked out: exactly symmetric, with the bits of gram(x, x) up to
+/// p = 128.
+template <class T>
+void gram(context const& ctx, strided_view<T const, 3> x, strided_view<T, 3> out);
+
+/// x^T x, x^T y and y^T y, each pair read once; the bits of the three single calls.
+///
+///   xx [batch, p, p], xy [batch, p, q], yy [batch, q, q]  C order
+template <class T>
+void grams(context const& ctx, strided_view<T const, 3> x, strided_view<T const, 3> y,
+           strided_view<T, 3> xx, strided_view<T, 3> xy, strided_view<T, 3> yy);
+
+}  // namespace v0
+}  // namespace subspan
