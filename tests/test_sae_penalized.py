@@ -159,7 +159,7 @@ def test_gates_shrink_less_than_a_penalty(threads):
 
     def measured(architecture, sparsity):
         sae = make_sae(architecture, 16, 32, sparsity=sparsity).initialize(x)
-        train(sae, x, steps=300, lr=1e-2)
+        train(sae, x, steps=200, lr=1e-2)
         sae.eval()
         made_, code = (y.detach() if torch.is_tensor(y) else y for y in sae(x))
         shrunk = made_.square().sum() / (x * made_).sum()

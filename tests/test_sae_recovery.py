@@ -16,15 +16,13 @@ def one_thread(threads):
     threads(1)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
-def test_true_directions_are_found(architecture):
+def test_true_directions_are_found():
     x, truth = dictionary_data(np.random.default_rng(1), 20_000)
     x = torch.from_numpy(x)
-    sae = make_sae(architecture, 16, 32, k=3).initialize(x[:4096])
+    sae = make_sae("topk", 16, 32, k=3).initialize(x[:4096])
     losses, _ = train(sae, x, steps=600, batch=512, lr=1e-2, dead_after=20)
     assert losses[-1] < losses[0] / 4
-    wanted = 0.95 if architecture == "topk" else 0.85
-    assert match_score(sae.w_dec.detach().numpy(), truth) >= wanted
+    assert match_score(sae.w_dec.detach().numpy(), truth) >= 0.95
 
 
 def tree():
@@ -52,7 +50,7 @@ def test_nested_latents_absorb_less():
 
     def absorbed(architecture, **options):
         sae = make_sae(architecture, 20, 24, k=1.5, **options).initialize(x[:2000])
-        train(sae, x, steps=400, lr=3e-2, dead_after=20)
+        train(sae, x, steps=200, lr=3e-2, dead_after=20)
         near = (sae.w_dec.detach().numpy() @ truth[:3].T).argmax(0)
         pairs = np.repeat(truth[:3], 3, axis=0) * 1.5 + truth[11:] * 1.5
         code = sae.eval().encode(torch.from_numpy(pairs.astype(np.float32))).to_dense(24)
@@ -66,7 +64,7 @@ def test_the_penalty_keeps_directions_apart():
 
     def crowd(architecture, **options):
         sae = make_sae(architecture, 20, 32, k=2, **options).initialize(x[:2000])
-        train(sae, x, steps=150, lr=1e-2)
+        train(sae, x, steps=80, lr=1e-2)
         unit = sae.w_dec.detach() / sae.w_dec.detach().norm(dim=-1, keepdim=True)
         return float((unit @ unit.t() - 2 * torch.eye(32)).max(dim=1).values.mean())
 
@@ -123,7 +121,7 @@ def test_tenfold_fewer_latents_die_from_the_active_subspace():
 @pytest.mark.slow
 def test_tenfold_fewer_of_many_latents_die_from_the_active_subspace():
     x = torch.from_numpy(subspace_data(np.random.default_rng(0), 40_000, 128, 76, 600, 4)[0])
-    options = {"n": 8192, "k": 4, "steps": 200, "lr": 1e-3, "aux_coefficient": 0.0}
+    options = {"n": 4096, "k": 4, "steps": 150, "lr": 1e-3, "aux_coefficient": 0.0}
     plain = dead_share(x, **options)
     active = dead_share(x, **options, init="active_subspace")
     assert 10 * active <= plain
