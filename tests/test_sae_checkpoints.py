@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from subspan.sae import Autoencoder, TopKSAE, TrainConfig, Trainer, train  # noqa: E402
-from subspan.sae.checkpoints import (  # noqa: E402
+from subspan.sae.training.checkpoints import (  # noqa: E402
     latest_checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -266,7 +266,7 @@ def test_a_dashboard_that_is_not_there_is_refused_at_once(tmp_path, monkeypatch)
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path):
-    from subspan.sae.logs import FileLog
+    from subspan.sae.training.logs import FileLog
 
     log = FileLog(tmp_path)
     log.write({"step": 1, "loss": 0.5})

@@ -7,10 +7,10 @@ import pytest
 from subspan.activations import OutlierRule, TokenBatch, load_model
 from subspan.sae import Autoencoder
 from subspan.sae._adapter import Coder
-from subspan.sae._collect import Context, bin_edge, collect
-from subspan.sae._contexts import Contexts, uniform
-from subspan.sae._effects import logit_effects, neighbours
 from subspan.sae._entries import Entries
+from subspan.sae.cards._collect import Context, bin_edge, collect
+from subspan.sae.cards._contexts import Contexts, uniform
+from subspan.sae.cards._effects import logit_effects, neighbours
 
 N, M, BEFORE, AFTER = 7, 3, 2, 1
 

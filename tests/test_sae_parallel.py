@@ -11,7 +11,7 @@ from subspan.errors import InvalidArgumentError
 
 torch = pytest.importorskip("torch")
 from subspan.sae import TrainConfig, Trainer, make_sae, train  # noqa: E402
-from subspan.sae.parallel import (  # noqa: E402
+from subspan.sae.training.parallel import (  # noqa: E402
     Ranks,
     any_over_ranks,
     batch_topk_encode,

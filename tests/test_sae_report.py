@@ -122,7 +122,7 @@ def test_the_page_is_self_contained(made):
 
 
 def test_runs_repeat_and_batches_do_not_matter(made, model, sae, tmp_path, monkeypatch):
-    monkeypatch.setattr("subspan.sae._job.pictures", lambda _: iter(()))
+    monkeypatch.setattr("subspan.sae.cards._job.pictures", lambda _: iter(()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         other = report(

@@ -6,8 +6,8 @@ import math
 
 import pytest
 from subspan.errors import DtypeError, InvalidArgumentError
-from subspan.sae.config import TrainConfig
-from subspan.sae.schedules import default_lr, k_at, lr_factor, penalty_factor
+from subspan.sae.training.config import TrainConfig
+from subspan.sae.training.schedules import default_lr, k_at, lr_factor, penalty_factor
 
 
 def config(**change):

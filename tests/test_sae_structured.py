@@ -93,7 +93,7 @@ def test_default_groups_cover_all_latents():
 
 @pytest.mark.parametrize(("size", "parts"), [(36, 1), (8192, 1), (12, 3), (10, 4), (2, 18)])
 def test_crowding_and_its_gradient(size, parts):
-    from subspan.sae._crowding import Crowding
+    from subspan.sae.modules._crowding import Crowding
 
     w = torch.randn((36, 10), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     w.requires_grad_()
@@ -109,7 +109,7 @@ def test_crowding_and_its_gradient(size, parts):
 
 
 def test_orthonormal_directions_are_not_crowded_and_twins_are():
-    from subspan.sae._crowding import Crowding
+    from subspan.sae.modules._crowding import Crowding
 
     assert float(Crowding(8, 8192, 0).of(torch.eye(8))) == 0
     twins = torch.eye(8)[[0, 1, 2, 3, 3, 4, 5, 6]] * 2
@@ -123,7 +123,7 @@ def test_orthonormal_directions_are_not_crowded_and_twins_are():
 
 
 def test_orthogonal_losses_and_gradients():
-    from subspan.sae._crowding import Crowding
+    from subspan.sae.modules._crowding import Crowding
 
     sae = module("orthogonal", k=4, every=3, chunk_size=12)
     plain, x = module("batch_topk", k=4), rows()
@@ -164,7 +164,7 @@ def test_gradients_of_the_coefficients_too():
     weights = torch.randn((9, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def loss(w_dec):
-        from subspan.sae.pursuit import _Pursuit
+        from subspan.sae.modules.pursuit import _Pursuit
 
         rest, values, _ = _Pursuit.apply(x, w_dec, 4, "exact")
         return (values * weights).sum() + (rest.square() * 0.3).sum()

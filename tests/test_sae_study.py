@@ -29,7 +29,7 @@ def run(*args):
 def _without_pictures(request, monkeypatch):
     """Drawing takes most of the time of a small report; `made` comes first and has its own."""
     request.getfixturevalue("made")
-    monkeypatch.setattr("subspan.sae._job.pictures", lambda _: iter(()))
+    monkeypatch.setattr("subspan.sae.cards._job.pictures", lambda _: iter(()))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from subspan.sae import (  # noqa: E402
     make_sae,
     train,
 )
-from subspan.sae.make import CLASSES  # noqa: E402
+from subspan.sae.modules.make import CLASSES  # noqa: E402
 
 D, N, K = 12, 40, 4
 

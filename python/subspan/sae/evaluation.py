@@ -20,7 +20,7 @@ from subspan.activations import (
 from subspan.errors import InvalidArgumentError
 from subspan.sae._adapter import Coder
 from subspan.sae._losses import Head, Losses
-from subspan.sae._source import batches_of
+from subspan.sae.cards._source import batches_of
 from subspan.sae.metrics import CodeStatistics, kl_recovered, loss_recovered
 
 __all__ = ["Evaluation", "evaluate"]

@@ -23,12 +23,12 @@ from subspan.errors import InvalidArgumentError
 from subspan.report import RunFolder, Stopwatch
 from subspan.report.result import Progress, silent
 from subspan.sae._adapter import Coder
-from subspan.sae._collect import Context
-from subspan.sae._job import RESULTS, Job, training_facts
-from subspan.sae._source import Blocks, is_store
 from subspan.sae.autoencoder import Autoencoder
+from subspan.sae.cards._collect import Context
+from subspan.sae.cards._job import RESULTS, Job, training_facts
+from subspan.sae.cards._source import Blocks, is_store
+from subspan.sae.cards.reporting import Report
 from subspan.sae.evaluation import Evaluation, evaluate
-from subspan.sae.reporting import Report
 
 __all__ = ["study"]
 

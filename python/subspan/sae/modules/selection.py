@@ -11,11 +11,11 @@ from torch import Tensor
 
 from subspan import threshold_encode, topk_encode
 from subspan._checks import integer, real
-from subspan.sae._arithmetic import inverse_variance, squared_error
-from subspan.sae._auxiliary import Dictionary, dead_error
 from subspan.sae.autoencoder import Autoencoder
-from subspan.sae.base import SAE, Code
-from subspan.sae.parallel import any_over_ranks, batch_topk_encode, least_positive
+from subspan.sae.modules._arithmetic import inverse_variance, squared_error
+from subspan.sae.modules._auxiliary import Dictionary, dead_error
+from subspan.sae.modules.base import SAE, Code
+from subspan.sae.training.parallel import any_over_ranks, batch_topk_encode, least_positive
 
 __all__ = ["BatchTopKSAE", "SelectionSAE", "TopKSAE"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from subspan import _checks
 from subspan.errors import DtypeError, InvalidArgumentError
-from subspan.sae.schedules import LR_SCHEDULES, default_lr, k_at, lr_factor, penalty_factor
+from subspan.sae.training.schedules import LR_SCHEDULES, default_lr, k_at, lr_factor, penalty_factor
 
 __all__ = ["TrainConfig"]
 

@@ -7,12 +7,12 @@ from typing import Any
 from subspan._checks import choice
 from subspan.errors import InvalidArgumentError
 from subspan.sae.autoencoder import Autoencoder
-from subspan.sae.base import SAE
-from subspan.sae.choice import FeatureChoiceSAE, MutualChoiceSAE
-from subspan.sae.nested import MatryoshkaSAE, OrthogonalSAE
-from subspan.sae.penalized import GatedSAE, JumpReLUSAE, PenalizedSAE, ReLUSAE
-from subspan.sae.pursuit import MatchingPursuitSAE
-from subspan.sae.selection import BatchTopKSAE, TopKSAE
+from subspan.sae.modules.base import SAE
+from subspan.sae.modules.choice import FeatureChoiceSAE, MutualChoiceSAE
+from subspan.sae.modules.nested import MatryoshkaSAE, OrthogonalSAE
+from subspan.sae.modules.penalized import GatedSAE, JumpReLUSAE, PenalizedSAE, ReLUSAE
+from subspan.sae.modules.pursuit import MatchingPursuitSAE
+from subspan.sae.modules.selection import BatchTopKSAE, TopKSAE
 
 __all__ = ["CLASSES", "make_sae", "restored"]
 

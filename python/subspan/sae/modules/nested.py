@@ -12,10 +12,10 @@ from torch.autograd.function import once_differentiable
 from subspan import RaggedCode, sparse_decode
 from subspan._checks import integer, real
 from subspan.errors import InvalidArgumentError
-from subspan.sae._arithmetic import beside, column_sums, total
-from subspan.sae._crowding import Crowding
-from subspan.sae.base import Code
-from subspan.sae.selection import BatchTopKSAE
+from subspan.sae.modules._arithmetic import beside, column_sums, total
+from subspan.sae.modules._crowding import Crowding
+from subspan.sae.modules.base import Code
+from subspan.sae.modules.selection import BatchTopKSAE
 
 __all__ = ["MatryoshkaSAE", "OrthogonalSAE"]
 

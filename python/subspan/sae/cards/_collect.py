@@ -8,8 +8,8 @@ import numpy as np
 
 from subspan.activations import OutlierRule, TokenBatch
 from subspan.sae._adapter import Coder
-from subspan.sae._contexts import Contexts, uniform
 from subspan.sae._entries import entries
+from subspan.sae.cards._contexts import Contexts, uniform
 from subspan.sae.metrics import CodeMetrics, CodeStatistics
 
 __all__ = ["HISTOGRAM", "PER_OCTAVE", "Collected", "Context", "bin_edge", "collect"]

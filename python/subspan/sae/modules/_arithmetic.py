@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from subspan import sparse_decode
-from subspan.sae.parallel import over_ranks, rank_count
+from subspan.sae.training.parallel import over_ranks, rank_count
 
 __all__ = [
     "Aside",

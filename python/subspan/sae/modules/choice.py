@@ -12,11 +12,11 @@ from torch import Tensor
 from subspan import RaggedCode, threshold_encode, topk_encode
 from subspan._checks import choice, real
 from subspan.errors import InvalidArgumentError
-from subspan.sae._arithmetic import add_bias
 from subspan.sae.autoencoder import Autoencoder
-from subspan.sae.base import Code
-from subspan.sae.parallel import over_ranks, rank_count
-from subspan.sae.selection import BatchTopKSAE, SelectionSAE
+from subspan.sae.modules._arithmetic import add_bias
+from subspan.sae.modules.base import Code
+from subspan.sae.modules.selection import BatchTopKSAE, SelectionSAE
+from subspan.sae.training.parallel import over_ranks, rank_count
 
 __all__ = ["FeatureChoiceSAE", "MutualChoiceSAE", "Zipf", "fit_zipf"]
 

@@ -11,10 +11,10 @@ from subspan.errors import DtypeError
 from subspan.report import RunFolder, Stopwatch
 from subspan.report.result import Progress, Result, silent
 from subspan.sae._adapter import Coder
-from subspan.sae._collect import Context
-from subspan.sae._job import RESULTS, SCHEMA, Job, digest_of, training_facts
-from subspan.sae._source import Blocks
 from subspan.sae.autoencoder import Autoencoder
+from subspan.sae.cards._collect import Context
+from subspan.sae.cards._job import RESULTS, SCHEMA, Job, digest_of, training_facts
+from subspan.sae.cards._source import Blocks
 from subspan.sae.evaluation import Evaluation
 
 __all__ = ["Report", "report"]

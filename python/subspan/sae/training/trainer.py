@@ -13,12 +13,12 @@ import torch
 from subspan import _checks
 from subspan._config import keep_memory
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
-from subspan.sae.base import LossTerms
-from subspan.sae.checkpoints import Checkpoint, require_architecture, require_shapes
-from subspan.sae.config import TrainConfig
-from subspan.sae.optimizers import make_optimizer
-from subspan.sae.parallel import Ranks, any_over_ranks, over_ranks, rank_count
-from subspan.sae.sources import source_of
+from subspan.sae.modules.base import LossTerms
+from subspan.sae.training.checkpoints import Checkpoint, require_architecture, require_shapes
+from subspan.sae.training.config import TrainConfig
+from subspan.sae.training.optimizers import make_optimizer
+from subspan.sae.training.parallel import Ranks, any_over_ranks, over_ranks, rank_count
+from subspan.sae.training.sources import source_of
 
 __all__ = ["StepResult", "Trainer"]
 

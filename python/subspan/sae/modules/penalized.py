@@ -10,12 +10,12 @@ from torch.autograd.function import once_differentiable
 
 from subspan import RaggedCode, sparse_decode, threshold_encode
 from subspan._checks import choice, real
-from subspan.sae._arithmetic import beside, row_blocks, squared_error, total
 from subspan.sae._fields import GATED
 from subspan.sae._select import gated_encode
 from subspan.sae.autoencoder import Autoencoder
-from subspan.sae.base import SAE, Code
-from subspan.sae.parallel import mean_over_ranks
+from subspan.sae.modules._arithmetic import beside, row_blocks, squared_error, total
+from subspan.sae.modules.base import SAE, Code
+from subspan.sae.training.parallel import mean_over_ranks
 
 __all__ = ["GatedSAE", "JumpReLUSAE", "PenalizedSAE", "ReLUSAE"]
 

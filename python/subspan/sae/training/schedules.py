@@ -30,7 +30,7 @@ def default_lr(n_latents: int) -> float:
 
     Examples
     --------
-    >>> from subspan.sae.schedules import default_lr
+    >>> from subspan.sae.training.schedules import default_lr
     >>> default_lr(4 * 2**14)
     0.0001
     """
@@ -78,7 +78,7 @@ def lr_factor(
 
     Examples
     --------
-    >>> from subspan.sae.schedules import lr_factor
+    >>> from subspan.sae.training.schedules import lr_factor
     >>> [lr_factor(step, 10, warmup=4, decay=2) for step in range(10)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
     """
@@ -115,7 +115,7 @@ def k_at(step: int, *, k: float, start: float, steps: int) -> float:
 
     Examples
     --------
-    >>> from subspan.sae.schedules import k_at
+    >>> from subspan.sae.training.schedules import k_at
     >>> [k_at(step, k=4, start=16, steps=4) for step in range(6)]
     [16, 13, 10, 7, 4, 4]
     """
@@ -137,7 +137,7 @@ def penalty_factor(step: int, *, warmup: int) -> float:
 
     Examples
     --------
-    >>> from subspan.sae.schedules import penalty_factor
+    >>> from subspan.sae.training.schedules import penalty_factor
     >>> [penalty_factor(step, warmup=4) for step in range(6)]
     [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 from subspan import PCA, sparse_decode
 from subspan._checks import integer, real
 from subspan.errors import InvalidArgumentError
-from subspan.sae._arithmetic import row_blocks, total
+from subspan.sae.modules._arithmetic import row_blocks, total
 
 __all__ = ["active_subspace", "geometric_median", "unit_rows"]
 

@@ -12,10 +12,10 @@ from subspan import RaggedCode, SparseCode, sparse_decode
 from subspan._checks import choice, integer, real
 from subspan._rows import check_finite
 from subspan.errors import InvalidArgumentError
-from subspan.sae._arithmetic import row_blocks, total
-from subspan.sae._initialize import active_subspace, geometric_median, unit_rows
-from subspan.sae._inputs import check_dead, checked_rows, float_dtype
 from subspan.sae.autoencoder import Autoencoder
+from subspan.sae.modules._arithmetic import row_blocks, total
+from subspan.sae.modules._initialize import active_subspace, geometric_median, unit_rows
+from subspan.sae.modules._inputs import check_dead, checked_rows, float_dtype
 
 __all__ = ["SAE", "LossTerms"]
 
@@ -369,7 +369,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
         InvalidArgumentError
             The architecture is another than this class's, or rows are normalised one by one.
         """
-        from subspan.sae.make import restored
+        from subspan.sae.modules.make import restored
 
         return restored(autoencoder, cls, options)
 

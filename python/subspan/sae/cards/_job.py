@@ -17,14 +17,14 @@ from subspan.activations import OutlierRule
 from subspan.report import RunFolder, Stopwatch, run_facts
 from subspan.report.result import Progress, finish
 from subspan.sae._adapter import Coder
-from subspan.sae._collect import Collected, Context, collect
-from subspan.sae._effects import Effects, Neighbours, logit_effects, neighbours
-from subspan.sae._features import write_features
-from subspan.sae._page import page
-from subspan.sae._pictures import pictures
-from subspan.sae._source import Blocks
-from subspan.sae._verdict import findings, thresholds
 from subspan.sae.autoencoder import Autoencoder
+from subspan.sae.cards._collect import Collected, Context, collect
+from subspan.sae.cards._effects import Effects, Neighbours, logit_effects, neighbours
+from subspan.sae.cards._features import write_features
+from subspan.sae.cards._page import page
+from subspan.sae.cards._pictures import pictures
+from subspan.sae.cards._source import Blocks
+from subspan.sae.cards._verdict import findings, thresholds
 from subspan.sae.evaluation import Evaluation, defined
 
 __all__ = ["RESULTS", "SCHEMA", "Job", "digest_of", "training_facts"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from subspan import sparse_decode, topk_encode
-from subspan.sae._arithmetic import row_blocks, total
+from subspan.sae.modules._arithmetic import row_blocks, total
 
 __all__ = ["Crowding"]
 

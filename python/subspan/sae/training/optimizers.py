@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 import subspan
-from subspan.sae.config import TrainConfig
+from subspan.sae.training.config import TrainConfig
 
 __all__ = ["FusedAdam", "Optimizer", "TorchAdam", "make_optimizer"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from subspan.report import Entry, visible, write_safetensors
-from subspan.sae._collect import HISTOGRAM, PER_OCTAVE, Collected, bin_edge
-from subspan.sae._contexts import Contexts
-from subspan.sae._effects import Effects, Neighbours
+from subspan.sae.cards._collect import HISTOGRAM, PER_OCTAVE, Collected, bin_edge
+from subspan.sae.cards._contexts import Contexts
+from subspan.sae.cards._effects import Effects, Neighbours
 
 __all__ = ["SCHEMA", "explorer", "write_features"]
 

@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from subspan import SparseCode, topk_encode
 from subspan._checks import integer
-from subspan.sae._arithmetic import add_bias, inverse_variance, squared_error
-from subspan.sae.base import SAE, Code
+from subspan.sae.modules._arithmetic import add_bias, inverse_variance, squared_error
+from subspan.sae.modules.base import SAE, Code
 
 __all__ = ["MatchingPursuitSAE"]
 

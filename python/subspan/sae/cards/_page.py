@@ -7,8 +7,8 @@ from typing import Any
 from subspan.report import Page
 from subspan.report.facts import fact_items
 from subspan.report.words import percent, short
-from subspan.sae._features import explorer
-from subspan.sae._verdict import place, share
+from subspan.sae.cards._features import explorer
+from subspan.sae.cards._verdict import place, share
 
 __all__ = ["page"]
 

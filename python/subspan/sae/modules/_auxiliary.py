@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from subspan import sparse_decode, threshold_encode, topk_encode
-from subspan.sae._arithmetic import beside, normalized_error
+from subspan.sae.modules._arithmetic import beside, normalized_error
 
 __all__ = ["DeadLatents", "Dictionary", "dead_error"]
 

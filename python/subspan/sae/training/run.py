@@ -15,10 +15,10 @@ from typing import Any
 from subspan.errors import InvalidArgumentError
 from subspan.report.files import write_json
 from subspan.report.folder import RunFolder
-from subspan.sae.checkpoints import latest_checkpoint, write_checkpoint
-from subspan.sae.config import TrainConfig
-from subspan.sae.logs import LOGGERS, FileLog, Log, bar, make_logs
-from subspan.sae.trainer import Trainer
+from subspan.sae.training.checkpoints import latest_checkpoint, write_checkpoint
+from subspan.sae.training.config import TrainConfig
+from subspan.sae.training.logs import LOGGERS, FileLog, Log, bar, make_logs
+from subspan.sae.training.trainer import Trainer
 
 __all__ = ["Training", "train"]
 

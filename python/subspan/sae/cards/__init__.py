@@ -1,0 +1,1 @@
+"""The report: what every latent fires on and does, as a page of cards."""

@@ -1,0 +1,1 @@
+"""The trainer: steps, schedules, checkpoints, logs, several processes."""
