@@ -64,6 +64,8 @@ def expressible(kind, form, normalize, scale, pre_bias):
         return {"saelens": fine, "subspan": True}.get(form, False)
     if form == "sparsify":
         return kind == "topk" and normalize == "none"
+    if kind == "feature_choice":  # with thresholds of either sign, so values of either sign
+        return form == "subspan"
     return form != "dictionary_learning" or normalize == "none"
 
 

@@ -40,11 +40,11 @@ class Evaluation:
     n_excluded: int
     """Of them, tokens that kept their own activations in every run."""
     n_predictions: int
-    """Next tokens predicted: means are over these."""
+    """Next tokens predicted, over which the means are."""
     cross_entropy: dict[str, float]
-    """Nats per token: ``clean``, ``spliced``, and each ablation (``zero``, ``mean``)."""
+    """Nats per token of ``clean``, ``spliced``, and each ablation (``zero``, ``mean``)."""
     kl: dict[str, float]
-    """KL(clean || run) in nats per token: ``spliced``, and each ablation."""
+    """KL(clean || run) in nats per token of ``spliced``, and each ablation."""
     reconstruction: dict[str, float]
     """Measures of `metrics.CodeMetrics` over the tokens that are not excluded; those of codes (L0,
     L1, dead latents) only for an `Autoencoder`."""

@@ -64,7 +64,7 @@ def write_features(
 def explorer(features: Path) -> tuple[str, str, str]:
     """Return markup, style and script of the cards, with a file of features inside."""
     packed = base64.b64encode(zlib.compress(features.read_bytes(), 9)).decode()
-    here = files("subspan.sae")
+    here = files("subspan.sae.cards")
     data = f'<script type="text/plain" id="features-data">{packed}</script>'
     style, script = ((here / f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return _FORM + data, style, script

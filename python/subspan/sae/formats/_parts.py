@@ -10,7 +10,7 @@ from subspan._arrays import library_of
 from subspan.errors import FileFormatError, SubspanError, UnsupportedError
 from subspan.sae.autoencoder import Autoencoder
 
-__all__ = ["build", "folded", "like", "scalar_threshold", "unsupported", "with_pre_bias"]
+__all__ = ["build", "folded", "like", "scalar_threshold", "signed", "unsupported", "with_pre_bias"]
 
 _ARRAYS = ("w_enc", "w_dec", "b_dec", "b_enc", "threshold", "r_mag", "b_mag", "b_gate")
 
@@ -27,6 +27,14 @@ def build(function: str, path: Path, dtype: Any, **parts: Any) -> Autoencoder:
         raise FileFormatError(
             f"[{function}] {str(path)!r} must hold a whole autoencoder, got: {error}"
         ) from error
+
+
+def signed(sae: Autoencoder) -> bool:
+    """Return whether negative values may pass, which JumpReLU of other libraries never lets."""
+    bars = sae.threshold
+    if sae.architecture != "feature_choice" or bars is None:
+        return False
+    return bool((bars < 0).any()) if library_of(bars) else bool(bars < 0)
 
 
 def unsupported(function: str, wanted: str, came: str) -> UnsupportedError:

@@ -16,6 +16,7 @@ from subspan.sae.formats._parts import (
     folded,
     like,
     scalar_threshold,
+    signed,
     unsupported,
     with_pre_bias,
 )
@@ -173,6 +174,8 @@ def save_dictionary_learning(autoencoder: Autoencoder, path: str | os.PathLike[s
     if kind is None or sae.normalize != "none":
         came = f"{sae.architecture!r} with normalize={sae.normalize!r}"
         raise unsupported(function, "be none of pursuit and take rows as they are", came)
+    if signed(sae):
+        raise unsupported(function, "have no threshold below 0", "some: negative values pass")
     arrays = with_pre_bias(sae, folded(function, sae), _CLASSES[kind][1])
     if arrays["b_enc"] is None and sae.architecture != "gated":
         arrays["b_enc"] = like(sae, 0.0, sae.n_latents)

@@ -12,7 +12,7 @@ from subspan import _checks
 from subspan._arrays import library_of
 from subspan.errors import FileFormatError, UnsupportedError
 from subspan.sae.autoencoder import ARCHITECTURES, Autoencoder
-from subspan.sae.formats._parts import build, folded, like, unsupported
+from subspan.sae.formats._parts import build, folded, like, signed, unsupported
 from subspan.sae.formats._tensors import (
     arrays_of,
     damaged,
@@ -172,6 +172,8 @@ def _inexpressible(sae: Autoencoder) -> tuple[str, str] | None:
             return "subtract b_dec for 'matching_pursuit'", "pre_bias=False and a b_dec"
     elif sae.architecture not in _THEIRS and sae.threshold is None:
         return f"have a threshold for {sae.architecture!r}", "None: it selects from batches"
+    elif signed(sae):
+        return "have no threshold below 0", "some: negative values pass"
     return None
 
 
@@ -193,7 +195,7 @@ def _write(sae: Autoencoder, folder: Path, kind: str) -> None:
     elif sae.architecture != "matching_pursuit":
         b_enc = arrays["b_enc"]
         tensors["b_enc"] = like(sae, 0.0, n) if b_enc is None else b_enc
-    if kind == "jumprelu":
+    if kind == "jumprelu" or (own_kind and sae.threshold is not None):
         bars = sae.threshold
         tensors["threshold"] = bars if library_of(bars) else like(sae, bars, n)
     if kind == "topk":
@@ -266,7 +268,8 @@ def _modern(function: str, folder: Path, config: dict[str, Any]) -> dict[str, An
 
 def _reader(function: str, folder: Path, kind: str) -> Any:
     if kind.startswith(_OWN_PREFIX) and kind.removeprefix(_OWN_PREFIX) in ARCHITECTURES:
-        return _pursuit if kind.endswith("matching_pursuit") else _plain
+        own = {"matching_pursuit": _pursuit, "feature_choice": _jumprelu}
+        return own.get(kind.removeprefix(_OWN_PREFIX), _plain)
     readers = {
         "standard": _plain,
         "topk": _topk,
