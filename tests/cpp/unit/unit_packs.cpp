@@ -15,6 +15,7 @@
 #endif
 
 #include "check.hpp"
+#include "detail/batched.hpp"
 #include "detail/pack_kernels.hpp"
 #include "subspan/device.hpp"
 
