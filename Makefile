@@ -75,7 +75,7 @@ unit: $(STAMP)/tools ## C++ unit tests
 	cmake --log-level=WARNING -S . -B build/unit -G Ninja -DSUBSPAN_BUILD_TESTS=ON \
 	  -DSUBSPAN_CUDA=OFF -DSUBSPAN_BLAS=scipy-openblas -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	cmake --build build/unit
-	ctest --test-dir build/unit --output-on-failure --no-tests=error
+	ctest --test-dir build/unit -j 2 --output-on-failure --no-tests=error
 
 pytest: $(STAMP)/package $(STAMP)/test $(STAMP)/model ## Python tests: make pytest ARGS='-k svd'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
