@@ -159,7 +159,8 @@ def save_dictionary_learning(autoencoder: Autoencoder, path: str | os.PathLike[s
     ------
     UnsupportedError
         It cannot be expressed there: matching pursuit, ``normalize``, a k that is no whole number,
-        several thresholds for a batch architecture. Or torch is not installed.
+        several thresholds for a batch architecture, one below 0 for feature_choice. Or torch is not
+        installed.
     OutputError
         The files cannot be written.
 

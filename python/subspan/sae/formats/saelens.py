@@ -136,8 +136,9 @@ def save_saelens(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> None
     Raises
     ------
     UnsupportedError
-        SAELens cannot express it: a batch architecture without a threshold, or matching pursuit
-        with a scale or with a bias that it does not subtract. `save` can.
+        SAELens cannot express it: a batch architecture without a threshold, feature_choice with a
+        threshold below 0, or matching pursuit with a scale or with a bias that it does not
+        subtract. `save` can.
     OutputError
         The files cannot be written.
 
