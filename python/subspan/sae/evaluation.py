@@ -271,7 +271,7 @@ class _Runs:
 
         try:
             with resume_at(self.model, self.first, entering):
-                return torch.equal(self.head.states(inputs), whole)
+                return bool(torch.equal(self.head.states(inputs), whole))
         except (InvalidArgumentError, LookupError, TypeError):  # layers that return no tensor
             return False
 
