@@ -22,7 +22,7 @@ from subspan.compression import (
     truncated_svd,
     whitened_svd,
 )
-from subspan.compression.calibration import matrix_of
+from subspan.compression.layers import matrix_of
 from subspan.errors import FileFormatError, InvalidArgumentError, OutputError, UnsupportedError
 
 torch = pytest.importorskip("torch")
@@ -130,7 +130,12 @@ def test_gradients_are_those_of_the_loss(model, stream):
     outputs = []
     module = model.hf.get_submodule(name)
     weight.requires_grad_(True)
-    handle = module.register_forward_hook(lambda _m, _a, y: (y.retain_grad(), outputs.append(y)))
+
+    def keep(_module, _args, y):
+        y.retain_grad()
+        outputs.append(y)
+
+    handle = module.register_forward_hook(keep)
     logp = torch.log_softmax(model.hf(ids).logits[mask], -1)
     random = torch.Generator().manual_seed(3)
     labels = torch.multinomial(logp.detach().exp(), 1, generator=random)
@@ -190,17 +195,11 @@ def test_what_calibration_refuses(model, stream):
         model.hf.get_submodule("model.layers.1.mlp.up_proj").weight[0, 0] = float("nan")
     with pytest.raises(InvalidArgumentError, match=f"input of '{name}' must be finite"):
         calibrate(model, stream)
-    encoder = load_model(
-        transformers.BertModel(
-            transformers.BertConfig(
-                vocab_size=64,
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=24,
-            )  # fmt: skip
-        )
-    )
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24,
+    )  # fmt: skip
+    encoder = load_model(transformers.BertModel(config))
     assert len(calibrate(encoder, [tokens(0)]).shared) == 6
     with pytest.raises(UnsupportedError, match="gradients need a causal language model"):
         calibrate(encoder, [tokens(0)], gradients=True)

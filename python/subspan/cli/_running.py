@@ -30,6 +30,10 @@ _STAGES = {
     "training": "training",
     "evaluation": "losses",
     "dictionary": "dictionary",
+    "calibration": "calibration",
+    "factors": "factors",
+    "dictionaries": "dictionaries",
+    "points": "points",
     "report": "writing the report",
 }
 

@@ -8,16 +8,18 @@ and `export` write and read them, `perplexity` says what it cost, and `compress`
 writes a report. Importing this package imports neither torch nor transformers.
 """
 
+from subspan.compression._job import Compression as Compression
+from subspan.compression._job import compress as compress
 from subspan.compression.allocation import Allocation as Allocation
 from subspan.compression.allocation import Options as Options
 from subspan.compression.allocation import allocate as allocate
 from subspan.compression.allocation import rank_options as rank_options
 from subspan.compression.calibration import Calibration as Calibration
-from subspan.compression.calibration import Weight as Weight
 from subspan.compression.calibration import calibrate as calibrate
-from subspan.compression.calibration import find_weights as find_weights
 from subspan.compression.dictionary import sparse_dictionary as sparse_dictionary
 from subspan.compression.factors import Factors as Factors
+from subspan.compression.layers import Weight as Weight
+from subspan.compression.layers import find_weights as find_weights
 from subspan.compression.lowrank import activation_svd as activation_svd
 from subspan.compression.lowrank import fisher_svd as fisher_svd
 from subspan.compression.lowrank import truncated_svd as truncated_svd

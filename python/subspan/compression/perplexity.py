@@ -7,7 +7,7 @@ from math import exp
 from typing import NamedTuple
 
 from subspan.activations import Model, TokenBatch
-from subspan.compression.calibration import inputs_of
+from subspan.compression.layers import evaluating, inputs_of
 from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["Perplexity", "perplexity"]
@@ -67,23 +67,18 @@ def perplexity(
             f"{type(model.hf).__name__}. Load it with AutoModelForCausalLM"
         )
     total, count = 0.0, 0
-    training = model.hf.training
-    model.hf.eval()
-    try:
+    with evaluating(model.hf), torch.no_grad():
         for number, batch in enumerate(batches):
             inputs, mask = inputs_of(model, batch)
-            with torch.no_grad():
-                logits = model.hf(**inputs).logits
-                for row, length in zip(range(len(mask)), batch.lengths.tolist(), strict=True):
-                    wide = torch.promote_types(logits.dtype, torch.float32)
-                    logp = torch.log_softmax(logits[row, : length - 1].to(wide), dim=-1)
-                    wanted = inputs["input_ids"][row, 1:length]
-                    total -= float(logp.gather(1, wanted[:, None]).double().sum())
-                    count += length - 1
+            logits = model.hf(**inputs).logits
+            for row, length in zip(range(len(mask)), batch.lengths.tolist(), strict=True):
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                logp = torch.log_softmax(logits[row, : length - 1].to(wide), dim=-1)
+                wanted = inputs["input_ids"][row, 1:length]
+                total -= float(logp.gather(1, wanted[:, None]).double().sum())
+                count += length - 1
             if progress is not None:
                 progress(number + 1, len(batches))
-    finally:
-        model.hf.train(training)
     if not count:
         raise InvalidArgumentError(
             "[perplexity] batches must have windows of two tokens or more, got none"

@@ -14,13 +14,13 @@ import numpy as np
 
 from subspan import _arrays
 from subspan.activations import Model
-from subspan.compression.calibration import matrix_of
+from subspan.compression.layers import matrix_of
 from subspan.compression.matrices import Dense, Replacement, from_arrays
 from subspan.compression.storage import bits_of
 from subspan.errors import FileFormatError, InvalidArgumentError, OutputError, UnsupportedError
 from subspan.report import Entry, write_json, write_safetensors
 
-__all__ = ["export", "load", "replace_weights", "replaced", "save"]
+__all__ = ["export", "load", "replace_weights", "replaced", "rounded", "save"]
 
 _SCHEMA = "subspan.compressed/1"
 _TENSORS, _NOTES = "compressed.safetensors", "compressed.json"
@@ -74,6 +74,25 @@ def replaced(model: Model, made: Mapping[str, Replacement]) -> Iterator[Model]:
     finally:
         for name, old in before.items():
             _put(model, name, old)
+
+
+def rounded(made: Mapping[str, Replacement], dtype: str) -> dict[str, Replacement]:
+    """Return replacements with their values as a file of this dtype holds them (torch tensors)."""
+    import torch
+
+    def stored(x: Any) -> Any:
+        tensor = torch.as_tensor(x)
+        return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+
+    return {
+        name: one
+        if isinstance(one, Dense)
+        else from_arrays(
+            one.kind, {part: stored(x) for part, x in one.arrays().items()},
+            error=one.error, total=one.total,
+        )
+        for name, one in made.items()
+    }  # fmt: skip
 
 
 def save(
