@@ -23,6 +23,7 @@ from subspan.errors import InvalidArgumentError
 
 __all__ = ["activation_svd", "fisher_svd", "truncated_svd", "whitened_svd"]
 
+_SURE = 1e-5  # of the largest: above, squared values have all the digits that are promised
 _CHUNK = 1 << 26  # bytes of weights in float64 that are worked on at a time
 
 
@@ -306,41 +307,68 @@ def decompose(
 
     The pairs are ordered so that the first r are best for every r; p = min(m, n).
     """
-    weighted = w if rows is None else _times(rows.swapaxes(-1, -2), w)
-    target = weighted if columns is None else _times(weighted, columns)
-    seen = target if basis is None else _times(weighted, basis)
+    weighted = w if rows is None else _applied(_turned(rows), w)
+    chosen = columns if basis is None else basis
     if w.shape[1] <= w.shape[2]:
-        u = _leading(seen @ seen.swapaxes(-1, -2))
+        target = weighted if chosen is None else _product(weighted, chosen)
+        squares, u = _axes(target @ _turned(target))
+        right = _turned(u) @ weighted
+        values = np.sqrt(np.maximum(squares, 0.0))
+        sure = squares > _SURE * squares[:, :1]
     else:
-        # QR in the order of falling values keeps all leading spans, divides by none of them, and
-        # fills up where rank is missing.
-        u = subspan.qr(seen @ _leading(seen.swapaxes(-1, -2) @ seen)).q
-    held = u.swapaxes(-1, -2) @ target
-    right = u.swapaxes(-1, -2) @ weighted
+        inner = _turned(weighted) @ weighted
+        both = inner if chosen is None else _applied(_turned(chosen), _product(inner, chosen))
+        _, axes = _axes(both)
+        if chosen is not None:
+            axes = _applied(chosen, axes)
+        image = weighted @ axes
+        values = np.linalg.norm(image, axis=-2)
+        sure = values > _SURE * values[:, :1]
+        size = np.where(values > 0, values, 1.0)
+        u, right = image / size[:, None], _turned(axes) @ inner / size[..., None]
+        for i in np.flatnonzero(~sure.all(axis=-1)):
+            # QR in the order of falling values keeps all leading spans, divides by none of them,
+            # and fills up where rank is missing.
+            u[i] = subspan.qr(image[i]).q
+            right[i] = u[i].T @ weighted[i]
+    for i in np.flatnonzero((basis is not None) | ~sure.all(axis=-1)):
+        # small values have lost digits in the squares
+        held = right[i] if columns is None else _product(right[i], _one(columns, int(i)))
+        values[i] = np.linalg.norm(held, axis=-1)
     if rows is None:
-        left = u
-    elif rows.shape[-2] == 1:
-        left = u / rows.swapaxes(-1, -2)
+        return u, right, values
+    if rows.shape[-2] == 1:
+        left = u / _turned(rows)
     else:
-        left = subspan.solve_triangular(*_both(rows, u), transposed=True)
-    if rows is not None:  # columns of length one, as without weights: their size goes to the right
-        size = np.linalg.norm(left, axis=-2, keepdims=True)
-        left, right = left / size, right * size.swapaxes(-1, -2)
-    return left, right, np.linalg.norm(held, axis=-1)
+        full = np.broadcast_to(rows, (len(u), *rows.shape[1:]))
+        left = subspan.solve_triangular(full, u, transposed=True)
+    size = np.linalg.norm(left, axis=-2, keepdims=True)  # columns of length one, as without weights
+    return left / size, right * _turned(size), values
 
 
-def _leading(gram: Floats) -> Floats:
-    """Return eigenvectors in the order of falling eigenvalues."""
-    return np.ascontiguousarray(subspan.eigh(gram).vectors[..., ::-1])
+def _axes(gram: Floats) -> tuple[Floats, Floats]:
+    """Return eigenvalues, falling, and their vectors."""
+    found = subspan.eigh(gram)
+    return found.values[..., ::-1].copy(), np.ascontiguousarray(found.vectors[..., ::-1])
 
 
-def _times(a: Floats, b: Floats) -> Floats:
-    """Return a @ b where one of them may be a diagonal, kept as a single row or column."""
-    return a * b if a.shape[-1] == 1 or b.shape[-2] == 1 else a @ b
+def _turned(a: Floats) -> Floats:
+    return a.swapaxes(-1, -2)
 
 
-def _both(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    return np.broadcast_to(a, (len(b), *a.shape[1:])), b
+def _product(a: Floats, s: Floats) -> Floats:
+    """Return ``a @ s``; a single row s stands for a diagonal."""
+    return a * s if s.shape[-2] == 1 else a @ s
+
+
+def _applied(s: Floats, a: Floats) -> Floats:
+    """Return ``s @ a``; a single row or column s stands for a diagonal."""
+    return (s if s.shape[-1] == 1 else _turned(s)) * a if 1 in s.shape[-2:] else s @ a
+
+
+def _one(x: Floats, i: int) -> Floats:
+    found: Floats = x[0] if len(x) == 1 else x[i]
+    return found
 
 
 def _part(x: Floats | None, here: slice) -> Floats | None:
