@@ -44,8 +44,10 @@ def _quality(report: Row) -> Picture:
         lines.append(Line("dense", np.array([low, 100.0]), np.array([dense, dense]), "guide"))
         where = "" if text["domain"] == "in" else " (out of domain)"
         panels.append(Panel(f"{name}{where}", lines))
+    values = np.concatenate([line.y for panel in panels for line in panel.lines])
+    decades = np.nanmax(values) > 20 * np.nanmin(values)
     figure = curves(
-        panels, xlabel="bytes kept of the matrices, %", ylabel="perplexity", log_y=True,
+        panels, xlabel="bytes kept of the matrices, %", ylabel="perplexity", log_y=bool(decades),
         columns=2, wide=len(panels) < 3,
     )  # fmt: skip
     caption = (
