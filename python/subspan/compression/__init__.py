@@ -14,6 +14,8 @@ from subspan.compression.allocation import Allocation as Allocation
 from subspan.compression.allocation import Options as Options
 from subspan.compression.allocation import allocate as allocate
 from subspan.compression.allocation import rank_options as rank_options
+from subspan.compression.cache import CacheBasis as CacheBasis
+from subspan.compression.cache import cache_basis as cache_basis
 from subspan.compression.calibration import Calibration as Calibration
 from subspan.compression.calibration import calibrate as calibrate
 from subspan.compression.dictionary import sparse_dictionary as sparse_dictionary
@@ -37,6 +39,8 @@ from subspan.compression.storage import dictionary_storage as dictionary_storage
 from subspan.compression.storage import low_rank_storage as low_rank_storage
 from subspan.compression.storage import quantized_storage as quantized_storage
 from subspan.compression.storage import rank_of_kept as rank_of_kept
+from subspan.compression.utilised import UtilisedRank as UtilisedRank
+from subspan.compression.utilised import utilised_rank as utilised_rank
 from subspan.compression.weights import export as export
 from subspan.compression.weights import load as load
 from subspan.compression.weights import replace_weights as replace_weights
