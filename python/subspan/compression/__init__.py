@@ -2,7 +2,8 @@
 
 On arrays: `truncated_svd`, `activation_svd`, `whitened_svd` and `fisher_svd` give the factors of
 all ranks with the error of each, `sparse_dictionary` a dictionary with sparse codes; `allocate`
-spends one budget over many matrices; `Storage` counts bytes. On models: `calibrate` collects the
+spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mixed_basis` and
+`utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate` collects the
 moments of every input once, `replace_weights` puts factors in the place of weights, `save`, `load`
 and `export` write and read them, `perplexity` says what it cost, and `compress` does all of it and
 writes a report. Importing this package imports neither torch nor transformers.
@@ -32,6 +33,10 @@ from subspan.compression.matrices import Replacement as Replacement
 from subspan.compression.matrices import SparseDictionary as SparseDictionary
 from subspan.compression.perplexity import Perplexity as Perplexity
 from subspan.compression.perplexity import perplexity as perplexity
+from subspan.compression.quantize import MixedBasis as MixedBasis
+from subspan.compression.quantize import Quantized as Quantized
+from subspan.compression.quantize import mixed_basis as mixed_basis
+from subspan.compression.quantize import quantize as quantize
 from subspan.compression.storage import Storage as Storage
 from subspan.compression.storage import dense_storage as dense_storage
 from subspan.compression.storage import dictionary_size as dictionary_size
