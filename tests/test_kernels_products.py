@@ -6,7 +6,7 @@ import subspan
 from kernel_oracle import matrix
 from subspan import kernel_matvec
 from subspan.errors import ConvergenceError, DtypeError, InvalidArgumentError, UnsupportedError
-from subspan.kernels import ProductInfo
+from subspan.kernels import ProductInfo, methods
 
 DEFINITE = (
     *("gaussian", "laplacian", "matern32", "matern52", "cauchy", "rational_quadratic"),
@@ -98,23 +98,27 @@ def test_auto_is_exact_where_there_is_nothing_to_save(rng):
     batch = rng.normal(size=(2, 50, 3))
     out = kernel_matvec(batch, None, np.ones((2, 50)), method="auto", tol=0.1, kernel="distance")
     assert out.shape == (2, 50)
+    for bad in (np.float64(1.0), [1.0]):
+        with pytest.raises(DtypeError, match="v must be an array"):
+            kernel_matvec(x, None, bad, method="auto", tol=0.1)
     exact, info = kernel_matvec(batch, None, np.ones(50), return_info=True)
     assert exact.shape == (2, 50)
     assert info.method == "exact"
 
 
 @pytest.mark.parametrize(
-    ("kernel", "bandwidth", "tol", "wanted"),
+    ("kernel", "bandwidth", "tol", "d", "wanted"),
     [
-        ("gaussian", 3.0, 1e-3, "nystrom"),  # smooth: a few landmarks
-        ("gaussian", 0.02, 1e-3, "cutoff"),  # narrow: few pairs, near each other
-        ("laplacian", 0.3, 1e-4, "exact"),  # neither
-        ("exp_dot", 4.0, 1e-2, "nystrom"),
+        ("gaussian", 8.0, 1e-2, 8, "nystrom"),  # smooth: a few landmarks
+        ("gaussian", 0.02, 1e-3, 2, "cutoff"),  # narrow: few pairs, near each other
+        ("laplacian", 0.3, 1e-4, 2, "exact"),  # neither
+        ("exp_dot", 40.0, 1e-2, 16, "nystrom"),
     ],
 )
-def test_auto_chooses(kernel, bandwidth, tol, wanted, rng):
-    x = rng.normal(size=(4500, 2)).astype(np.float32)
-    v = rng.uniform(size=4500).astype(np.float32)
+def test_auto_chooses(kernel, bandwidth, tol, d, wanted, rng, monkeypatch):
+    monkeypatch.setattr(methods, "_SMALL", 0.0)  # it would be exact at this size
+    x = rng.normal(size=(7000, d)).astype(np.float32)
+    v = rng.uniform(size=7000).astype(np.float32)
     how = {"kernel": kernel, "bandwidth": bandwidth}
     exact = kernel_matvec(x.astype(float), None, v.astype(float), **how)
     out, info = kernel_matvec(x, None, v, method="auto", tol=tol, return_info=True, **how)

@@ -1,4 +1,4 @@
-"""What products would take: nanoseconds on two cores, as `bench/kernel_methods.py` measures them.
+"""What products would take: nanoseconds of one core, as `bench/kernel_methods.py` measures them.
 
 Only ratios count: they choose a method, and a choice may not depend on how busy a machine is.
 """
@@ -15,11 +15,11 @@ _STREAM = 1 << 35
 _SAMPLE = 512
 
 # Of a pair, of one more coordinate, of one more right-hand side; float64 takes so much longer.
-_PAIR, _COORDINATE, _SIDE, _DOUBLE = 0.2, 0.03, 0.015, 2.2
+_PAIR, _COORDINATE, _SIDE, _DOUBLE = 0.16, 0.02, 0.02, 2.1
 # Of a pair in a search, of one more coordinate; and of a pair that is found, by right-hand side.
-_SEARCHED, _SEARCHED_COORDINATE, _FOUND, _STORED = 0.15, 0.03, 25.0, 1.5
+_SEARCHED, _SEARCHED_COORDINATE, _FOUND, _STORED = 0.12, 0.027, 120.0, 0.1
 # Of an entry of a factor, and of a multiplication.
-_ENTRY, _FLOP = 1.0, 0.012
+_ENTRY, _FLOP = 20.0, 0.03
 
 
 class Size(NamedTuple):

@@ -32,7 +32,7 @@ class ProductInfo:
     rank : int
         Landmarks or random features; 0 where there are none.
     pairs : int
-        Entries of K that were made, but for those that measure.
+        Entries of K that were made, but for those that measure; of "cutoff" they are not counted.
     samples : int
         Rows (of "sparse", columns) that the error was estimated from.
     """

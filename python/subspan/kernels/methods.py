@@ -1,5 +1,6 @@
 """The ways of `subspan.kernel_matvec` to make a product: exactly, from a factor, from samples."""
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ _EXACT = "norm2(out - K v) / norm2(K v), but for rounding"
 _RANK = 1024  # landmarks, where nobody says how many
 _FEATURES = 1 << 16  # random features, where nobody says how many
 _FIRST = 512  # random features from which the others are foretold
-_SMALL = 1 << 24  # pairs for which no method is looked for
+_SMALL = 2e8  # nanoseconds of the exact product, below which looking for another takes longer
 _WORTH = 0.7  # of the exact product, what another may cost to be tried
 
 
@@ -93,15 +94,21 @@ def product(x: Any, y: Any, v: Any, asked: Request, *, return_info: bool) -> Any
 
 
 def _choosable(x: Any, y: Any, v: Any, asked: Request) -> bool:
-    """Return whether there is anything to choose: an error to spend, and enough to save."""
-    arrays = [a for a in (x, y, v) if a is not None]
-    if not asked.tol or asked.cutoff or not all(map(_arrays.library_of, arrays)):
+    """Return whether there is anything to choose: an error to spend, and enough to save.
+
+    What is no product at all is left to the exact one to refuse.
+    """
+    y = x if y is None else y
+    if not asked.tol or asked.cutoff or asked.kernel.name not in DEFINITE:
         return False
-    if asked.kernel.name not in DEFINITE or any(len(a.shape) > 2 for a in arrays):
+    if not all(map(_arrays.library_of, (x, y, v))):
         return False
-    if any(getattr(a, "requires_grad", False) for a in (*arrays, asked.kernel.bandwidth)):
+    if (len(x.shape), len(y.shape)) != (2, 2) or len(v.shape) not in {1, 2}:
         return False
-    return int(x.shape[0]) * int(arrays[-2].shape[0]) > _SMALL
+    if any(getattr(a, "requires_grad", False) for a in (x, y, v, asked.kernel.bandwidth)):
+        return False
+    n, m, d, e = (int(k) for k in (x.shape[0], y.shape[0], x.shape[1], prod(v.shape[1:])))
+    return _cost.Size(n, m, d, e, _arrays.dtype_name(x) == "float64").exact() > _SMALL
 
 
 def _job(x: Any, y: Any, v: Any, asked: Request) -> tuple[_Job, bool]:
@@ -168,9 +175,7 @@ def _rff(job: _Job) -> _Product:
         made += more
         error, samples = rows_of.of(out, block, weights)
         if job.tol is None or error <= job.tol:
-            pairs = made * (len(job.x) + (0 if job.one_sided else len(job.y)))
-            info = _info("rff", error, _BY_ROWS, rank=made, pairs=pairs, samples=samples)
-            return _Product(out, info)
+            return _Product(out, _info("rff", error, _BY_ROWS, rank=made, samples=samples))
         # Errors fall with the root of the number of features.
         wanted = 1.2 * made * (error / job.tol) ** 2 if job.tol else np.inf
         if made == most or wanted > 4 * most:
@@ -213,22 +218,22 @@ def _auto(job: _Job) -> _Product:
     rank = _foreseen(job, pilot)
     if rank is not None:
         total = len(job.x) + (0 if job.one_sided else len(job.y))
-        ways["nystrom"] = pilot.size._replace(n=total).low_rank(rank)
+        ways["nystrom"] = pilot.size._replace(n=total).low_rank(3 * rank // 2)
     way = min(ways, key=ways.__getitem__)
     if way == "cutoff":
         return _cut(job, cutoff)
     if way == "sparse":
         return _sparse(job)
-    if way == "nystrom":
+    if way == "nystrom" and rank is not None:
         try:
-            return _nystrom(job._replace(rank=rank))
+            return _nystrom(job._replace(rank=min(2 * rank + 32, len(job.x))))
         except ConvergenceError:
             return _exact(job)
     return _exact(job)
 
 
 def _foreseen(job: _Job, pilot: _cost.Pilot) -> int | None:
-    """Return the landmarks that a sample of the points makes one expect, with some to spare."""
+    """Return the landmarks that half of tol takes for a sample of the points; None: too many."""
     assert job.tol is not None
     n = len(pilot.x)
     growth = PivotedCholesky(np.concatenate([pilot.x, pilot.y]), job.kernel, job.seed)
@@ -238,7 +243,7 @@ def _foreseen(job: _Job, pilot: _cost.Pilot) -> int | None:
         growth.grow(rank)
         out = growth.factor[:, :n].T @ (growth.factor[:, n:] @ pilot.v)
         if (np.linalg.norm(out - exact, axis=0) <= 0.5 * job.tol * size).all():
-            return int(min(2 * growth.rank + 32, len(job.x)))
+            return growth.rank
         if growth.exhausted:
             return None
     return None
@@ -259,7 +264,7 @@ def _cut(job: _Job, cutoff: float) -> _Product:
         error = float(np.where(off > 0, off / np.maximum(size - off, 0), 0.0).max(initial=0.0))
     if error > job.tol:
         return _exact(job)
-    return _Product(out, _info("cutoff", error, _BY_CUTOFF, pairs=len(job.x) * len(job.y)))
+    return _Product(out, _info("cutoff", error, _BY_CUTOFF))
 
 
 def _info(

@@ -13,6 +13,7 @@ __all__ = ["NystromFactor", "PivotedCholesky", "nystrom"]
 
 _PROPOSALS = 128  # pivots that are drawn at a time, at most
 _STORED = 1 << 24  # entries of the columns of a block, at most
+_TILE = 4096
 _ROUNDING = 1024 * 2.0**-52  # of k(x, x): residuals below are the rounding of what was subtracted
 
 
@@ -77,7 +78,7 @@ class PivotedCholesky:
 
     def _add(self, most: int) -> None:
         n = len(self.rows)
-        count = min(max(16, self.rank // 2), _PROPOSALS, max(8, _STORED // n))
+        count = min(max(32, self.rank // 2), _PROPOSALS, max(8, _STORED // n))
         weights = np.where(self.residual > self.floor, self.residual, 0.0)
         drawn = self._rng.choice(n, count, p=weights / weights.sum())
         chances = self._rng.random(count)
@@ -86,8 +87,11 @@ class PivotedCholesky:
         kept, root = _accepted(block, chances, self.floor[drawn])
         room = min(most, len(self._stored) - self.rank)
         chosen, root = drawn[kept[:room]], root[:room, :room]
-        columns = self.kernel.block(self.rows, self.rows[chosen]).T
-        added = solve_triangular(root, columns - self.factor[:, chosen].T @ self.factor)
+        landmarks, left = self.rows[chosen], self.factor[:, chosen].T @ self.factor
+        for start in range(0, n, _TILE):  # of columns, as both sides of it are then near
+            tile = slice(start, start + _TILE)
+            left[:, tile] = self.kernel.block(self.rows[tile], landmarks).T - left[:, tile]
+        added = solve_triangular(root, left)
         self._stored[self.rank : self.rank + len(chosen)] = added
         self.residual = np.maximum(self.residual - np.einsum("ij,ij->j", added, added), 0.0)
         self.residual[chosen] = 0.0
