@@ -1,0 +1,25 @@
+"""Kernel methods over `subspan.kernel_matvec`: factors, features, solvers, estimators."""
+
+from subspan.kernels._error import ProductInfo
+from subspan.kernels.density import KernelDensity
+from subspan.kernels.features import random_features
+from subspan.kernels.mass import KernelMass, kernel_mass
+from subspan.kernels.nystrom import NystromFactor, nystrom
+from subspan.kernels.ridge import KernelRidge
+from subspan.kernels.solving import SolveInfo, solve
+from subspan.kernels.sparse import SparseFactor, sparsify
+
+__all__ = [
+    "KernelDensity",
+    "KernelMass",
+    "KernelRidge",
+    "NystromFactor",
+    "ProductInfo",
+    "SolveInfo",
+    "SparseFactor",
+    "kernel_mass",
+    "nystrom",
+    "random_features",
+    "solve",
+    "sparsify",
+]
