@@ -116,8 +116,7 @@ def points(function: str, **arrays: Any) -> list[Array]:
     for name, array in given.items():
         came = _arrays.dtype_name(array)
         if came != wanted or came not in {"float32", "float64"}:
-            like = wanted if wanted in {"float32", "float64"} and name != first else "float32 or "
-            like += "float64" if like.endswith("or ") else f" like {first}"
+            like = "float32 or float64" if name == first else f"{wanted} like {first}"
             raise DtypeError(f"[{function}] {name} must be {like}, got {came}. Convert it first")
         _checks.ndim(function, name, array, 2)
         rows = _arrays.to_numpy(_arrays.exportable(function, name, array))

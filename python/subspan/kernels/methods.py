@@ -25,7 +25,7 @@ _EXACT = "norm2(out - K v) / norm2(K v), but for rounding"
 _RANK = 1024  # landmarks, where nobody says how many
 _FEATURES = 1 << 16  # random features, where nobody says how many
 _FIRST = 512  # random features from which the others are foretold
-_SMALL = 2e8  # nanoseconds of the exact product, below which looking for another takes longer
+_SMALL = 1e8  # nanoseconds of the exact product, below which looking for another takes longer
 _WORTH = 0.7  # of the exact product, what another may cost to be tried
 
 
@@ -214,7 +214,8 @@ def _auto(job: _Job) -> _Product:
     if job.kernel.name in DECREASING:
         cutoff = pilot.cutoff(job.tol)
         ways["cutoff"] = pilot.size.boxed(pilot.share(cutoff))
-        ways["sparse"] = pilot.plan(job.tol).cost
+        if pilot.size.search(0) < ways["exact"]:
+            ways["sparse"] = pilot.plan(job.tol).cost
     rank = _foreseen(job, pilot)
     if rank is not None:
         total = len(job.x) + (0 if job.one_sided else len(job.y))
