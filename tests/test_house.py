@@ -152,6 +152,7 @@ def test_the_public_names_are_these():
         *("Grams", "gram", "grams"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
         *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
+        "kernel_logsumexp",
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

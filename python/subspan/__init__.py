@@ -21,6 +21,7 @@ from subspan._ops.encode import (
     topk_encode,
 )
 from subspan._ops.gram import Grams, gram, grams
+from subspan._ops.kernel_logsumexp import kernel_logsumexp
 from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
@@ -61,6 +62,7 @@ __all__ = [
     "gradient_norm",
     "gram",
     "grams",
+    "kernel_logsumexp",
     "kernel_matvec",
     "knn",
     "knn_both",

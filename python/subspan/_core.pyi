@@ -69,11 +69,19 @@ def has_cuda() -> bool:
     """
     Whether the CUDA library and a device are present.
     """
-def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+def kernel_logsumexp(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, parts: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Logarithms of products of kernel matrices [batch, n, m] and v into out.
+    """
+def kernel_logsumexp_backward(x: typing.Any, y: typing.Any, terms_x: typing.Any, terms_y: typing.Any, bandwidth: typing.Any, sums: typing.Any, of_x: typing.Any, exchanged: bool, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Gradients of kernel_logsumexp from exponents and factors.
+    """
+def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Products of kernel matrices [batch, n, m] and v into out.
     """
-def kernel_matvec_backward(x: typing.Any, y: typing.Any, v: typing.Any, g: typing.Any, bandwidth: typing.Any, of_x: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+def kernel_matvec_backward(x: typing.Any, y: typing.Any, v: typing.Any, g: typing.Any, bandwidth: typing.Any, of_x: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The gradient of <g, K v> in x into of_x.
     """
