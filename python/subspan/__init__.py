@@ -21,6 +21,7 @@ from subspan._ops.encode import (
     topk_encode,
 )
 from subspan._ops.gram import Grams, gram, grams
+from subspan._ops.joint_kernel_sums import JointSums, joint_kernel_sums
 from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
@@ -42,6 +43,7 @@ __all__ = [
     "Eigh",
     "EighInfo",
     "Grams",
+    "JointSums",
     "Moments",
     "Radius",
     "RaggedCode",
@@ -61,6 +63,7 @@ __all__ = [
     "gradient_norm",
     "gram",
     "grams",
+    "joint_kernel_sums",
     "kernel_matvec",
     "knn",
     "knn_both",
