@@ -35,6 +35,7 @@ def run(stem, *arguments):
     [
         *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca", "topk"),
         *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
+        "joint_kernel_sums",
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals
