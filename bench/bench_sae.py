@@ -252,10 +252,10 @@ SIZES = {
 
 def case(kind: str, size: Size) -> Case:
     makes: dict[str, Callable[[Input], Callable[[], Any]]] = {
-        f"subspan.sae.Trainer, {kind}": partial(ours, kind, "exact"),
+        f"subspan.sae.Trainer, {kind}": partial(ours, kind, "certified"),
     }
     if kind == "topk":
-        makes["subspan.sae.Trainer, certified"] = partial(ours, kind, "certified")
+        makes['subspan.sae.Trainer, precision="exact"'] = partial(ours, kind, "exact")
         for name, rival in RIVALS.items():
             makes[name] = lambda b, rival=rival: rival(b).step
     else:

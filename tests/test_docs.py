@@ -28,6 +28,7 @@ NEEDS = {
     "subspan.report": ("matplotlib", "rich"),
     "subspan.atlas": ("torch", "matplotlib"),
     "subspan.comparison": ("torch", "matplotlib"),
+    "subspan.compression": ("torch", "transformers"),
     "subspan.sae": ("torch", "transformers"),
     "subspan.cli": ("typer", "rich"),
 }

@@ -17,7 +17,7 @@ STEMS = (
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
     *("_affine", "_arrays", "_checks", "_config", "_estimator", "_files", "_moments_estimator"),
-    *("_rows", "_spectral", "_spectrum"),
+    *("_rows", "_safetensors", "_spectral", "_spectrum"),
 }
 OPTIONAL = {
     *("torch", "cupy", "sklearn", "scipy", "matplotlib", "transformers", "rich", "typer"),

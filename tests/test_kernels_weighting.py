@@ -16,8 +16,6 @@ def similarity(x, scale=1.0):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_closed_forms(method, dtype):
     """Two points: 2 / (1 + e^-d). n at equal distances: n / (1 + (n - 1) e^-d)."""
-    if method == "cg":
-        pytest.importorskip("scipy")
     for gap in (0.01, 1.0, 30.0):
         x = np.array([0.0, gap], dtype)
         wanted = 2 / (1 + np.exp(-0.7 * float(x[1])))
@@ -45,7 +43,6 @@ def test_a_line_has_a_closed_form(rng):
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_the_dense_solution(scale, ridge, rng):
-    pytest.importorskip("scipy")
     x = rng.standard_normal((150, 3)) + 100
     matrix = similarity(x, scale) + ridge * np.eye(150)
     wanted = np.linalg.solve(matrix, np.ones(150))
@@ -78,8 +75,6 @@ def test_boundaries_count_more():
 
 @pytest.mark.parametrize("method", WAYS)
 def test_duplicates_share(method, rng):
-    if method == "cg":
-        pytest.importorskip("scipy")
     x = rng.standard_normal((40, 2))
     single = weighting_vector(x, method=method, n_neighbors=40)
     again = np.r_[x, x[:5], x[:5], x[3:4]]
@@ -104,9 +99,9 @@ X = np.arange(8.0).reshape(4, 2)
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"x": X[:0]}, InvalidArgumentError, "with n >= 1"),
-        ({"x": X[None]}, InvalidArgumentError, "(n, d) or (n,)"),
-        ({"x": X * np.nan}, InvalidArgumentError, "finite, got NaN or infinity in row 0"),
+        ({"x": X[:0]}, InvalidArgumentError, "x must have rows and columns"),
+        ({"x": X[None]}, InvalidArgumentError, "x must have 2 axes"),
+        ({"x": X * np.nan}, InvalidArgumentError, "finite, got nan at [0, 0]"),
         ({"x": X.astype(int)}, DtypeError, "float32 or float64"),
         ({"x": [1.0]}, DtypeError, "must be an array"),
         ({"scale": 0.0}, InvalidArgumentError, "scale must be > 0"),
@@ -126,12 +121,11 @@ def test_refusals(change, error, text):
 
 
 def test_what_cannot_be_solved_is_said(rng):
-    pytest.importorskip("scipy")
     x = rng.standard_normal((200, 1)) * 1e-18
     with pytest.raises(InvalidArgumentError, match="positive definite in float64"):
         weighting_vector(x)
     x = rng.standard_normal((200, 3))
-    with pytest.raises(ConvergenceError, match="max_iter must be enough"):
+    with pytest.raises(ConvergenceError, match="tol must be a residual that can be met"):
         weighting_vector(x, scale=0.01, method="cg", max_iter=3)
     with pytest.raises(InvalidArgumentError, match="options must be those"):
         magnitude(x, kernel="gaussian")

@@ -183,9 +183,9 @@ def test_damage_is_named(tmp_path):
 
     for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         weights.write_bytes(whole[:cut])
-        refused(FileFormatError, "whole safetensors file")
+        refused(FileFormatError, r"whole \.safetensors file")
     weights.write_bytes(b"\xff" * 4000)
-    refused(FileFormatError, "whole safetensors file")
+    refused(FileFormatError, r"whole \.safetensors file")
     for change, text in [
         ({"W_enc": None}, "have the tensor 'W_enc'"),
         ({"b_dec": np.full(D, np.nan)}, "finite numbers in 'b_dec'"),

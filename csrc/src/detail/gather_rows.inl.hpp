@@ -3,14 +3,15 @@
 
 template <class P>
 struct vector_of {
-  typedef P type __attribute__((vector_size(SUBSPAN_VECTOR_BYTES), aligned(sizeof(P)), may_alias));
+  // Not even aligned to an element: arrays of numpy need not be.
+  typedef P type __attribute__((vector_size(SUBSPAN_VECTOR_BYTES), aligned(1), may_alias));
   static constexpr index_t lanes = SUBSPAN_VECTOR_BYTES / sizeof(P);
 };
 template <class P>
 using vector = typename vector_of<P>::type;
 
 typedef std::uint16_t half_words
-    __attribute__((vector_size(SUBSPAN_VECTOR_BYTES / 2), aligned(2), may_alias));
+    __attribute__((vector_size(SUBSPAN_VECTOR_BYTES / 2), aligned(1), may_alias));
 typedef std::uint32_t words __attribute__((vector_size(SUBSPAN_VECTOR_BYTES)));
 
 inline vector<float> load(float const* p) { return *reinterpret_cast<vector<float> const*>(p); }

@@ -37,6 +37,11 @@ def kernel_matvec(
     degree: int = 3,
     offset: float = 1.0,
     cutoff: float = 0.0,
+    method: str = "exact",
+    tol: float | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    return_info: bool = False,
 ) -> Any:
     r"""Return the product of a kernel matrix with vectors, without forming the matrix.
 
@@ -78,10 +83,25 @@ def kernel_matvec(
         In [0, 1), of kernels that decrease with D: pairs with k below may be left out, so that
         where the bandwidth is small beside the spread most are. The error of ``out_i`` grows by at
         most ``cutoff * sum(abs(v))``. Gradients are those of all pairs.
+    method : {"exact", "nystrom", "rff", "sparse", "auto"}
+        The others approximate, of points (n, d) and (m, d) without gradients, and measure by how
+        much: from landmarks (`subspan.kernels.nystrom`; positive definite kernels), from random
+        features (those that decrease with D, and "exp_dot"), from the large entries and a sample of
+        the others (`subspan.kernels.sparsify`; those that decrease), or by what should be the
+        quickest for tol. "sparse" and "auto" are exact where that is no slower.
+    tol : float, optional
+        Of the other methods: ``norm2(out - K v) <= tol * norm2(K v)`` of each right-hand side.
+    rank : int, optional
+        Landmarks or random features (an even number of these, but for "exp_dot"); with tol, at most
+        so many. None, with tol: 1024 landmarks, 65536 features.
+    seed : int
+        0 to 2^64 - 1, of what the other methods draw.
+    return_info : bool
+        Return a `subspan.kernels.ProductInfo` besides.
 
     Returns
     -------
-    array (..., n) or (..., n, e)
+    array (..., n) or (..., n, e), with return_info a tuple of it and ProductInfo
         In the library and dtype of x. For torch tensors it is differentiable once in x, y, v and
         bandwidth, without the matrix as well; at D = 0, where "laplacian" and "distance" have no
         derivative, it counts as 0.
@@ -90,7 +110,10 @@ def kernel_matvec(
     ------
     InvalidArgumentError
         Shapes do not fit; a bandwidth is not positive; an unknown name; y without rows for
-        "softmax"; sums that overflow though all arguments are finite (of "exp_dot", say).
+        "softmax"; sums that overflow though all arguments are finite (of "exp_dot", say); NaN or
+        infinity where the method is not exact; a rank or tol that does not suit the method.
+    ConvergenceError
+        The method cannot meet tol; the message names the error that it reaches.
     DtypeError
         An argument is no array, of another library or dtype than x, or not float32 or float64.
     UnsupportedError
@@ -124,6 +147,13 @@ def kernel_matvec(
     array([2., 2.])
     """
     _checks.choice(_NAME, "kernel", kernel, _KERNELS)
+    if method != "exact" or return_info or tol is not None or rank is not None:
+        from subspan.kernels.methods import Kernel, Request, product  # made of exact products
+
+        asked = Request(
+            Kernel(kernel, bandwidth, alpha, degree, offset), method, tol, rank, seed, cutoff
+        )
+        return product(x, y, v, asked, return_info=return_info)
     cutoff = _checks.real(_NAME, "cutoff", cutoff, low=0.0, high=1.0)
     if cutoff > 0 and (kernel not in _DECREASING or cutoff == 1):
         raise InvalidArgumentError(

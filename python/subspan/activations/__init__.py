@@ -21,6 +21,7 @@ from subspan.activations.models import Model as Model
 from subspan.activations.models import load_model as load_model
 from subspan.activations.outliers import OutlierRule as OutlierRule
 from subspan.activations.outliers import TokenClasses as TokenClasses
+from subspan.activations.resuming import resume_at as resume_at
 from subspan.activations.saved import SavedActivations as SavedActivations
 from subspan.activations.saved import open_saved as open_saved
 from subspan.activations.sites import find_sites as find_sites
@@ -49,6 +50,7 @@ __all__ = [
     "kind_name",
     "load_model",
     "open_saved",
+    "resume_at",
     "splice",
     "tokenize",
     "write_activations",

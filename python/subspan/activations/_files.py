@@ -1,6 +1,5 @@
 """Readers of .npy and .safetensors: headers are checked, data stays on disk until asked for."""
 
-import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from subspan._safetensors import read_header
 from subspan.errors import FileFormatError
 
-_MAX_HEADER = 100_000_000  # bytes; the limit that the format's own reader sets
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _SAFETENSORS |= {"I64": "<i8", "I32": "<i4", "U8": "u1"}
-_SIZES = {"F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4}
-_SIZES |= {"U32": 4, "I64": 8, "U64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -114,56 +111,11 @@ def open_npy(file: Path) -> dict[str, Column]:
 
 def open_safetensors(file: Path) -> dict[str, Column]:
     """Find the tensors of a .safetensors file by name."""
-    header, begin_data, size = _header(file)
-    header.pop("__metadata__", None)
-    columns = {}
-    for name, entry in header.items():
-        try:
-            dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-            begin, end = (int(n) for n in entry["data_offsets"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise _damaged(file, f"a bad entry for {name!r}") from error
-        count = int(np.prod(shape, dtype=object)) if shape else 1
-        if not 0 <= begin <= end or min(shape, default=0) < 0:
-            raise _damaged(file, f"a bad entry for {name!r}")
-        if dtype in _SIZES and end - begin != count * _SIZES[dtype]:
-            raise _damaged(file, f"{end - begin} bytes for {name!r} of shape {shape} in {dtype}")
-        if begin_data + end > size:
-            raise _damaged(file, f"{size} bytes where {name!r} ends at {begin_data + end}")
-        kind = np.dtype(_SAFETENSORS[dtype]) if dtype in _SAFETENSORS else None
-        columns[name] = Column(file, name, shape, dtype, kind, begin_data + begin)
-    return columns
+    return {
+        name: Column(file, name, stored.shape, stored.dtype, _kind(stored.dtype), stored.begin)
+        for name, stored in read_header("open_saved", file).tensors.items()
+    }
 
 
-def metadata(file: Path) -> dict[str, str]:
-    """Return the text stored in the header of a .safetensors file."""
-    found = _header(file)[0].get("__metadata__", {})
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int, int]:
-    """Return the header, where the data begins, and the size of the file.
-
-    Layout: eight bytes with the length of the header (little endian), the header in JSON with
-    dtype, shape and byte range of each tensor, then the data.
-    Source: the format description in the documentation of safetensors.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise _damaged(file, f"a header of {length} bytes in a file of {size}")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise _damaged(file, f"a header that is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _damaged(file, "a header that is not a table")
-    return header, 8 + length, size
-
-
-def _damaged(file: Path, came: str) -> FileFormatError:
-    return FileFormatError(
-        f"[open_saved] {file} must be a whole .safetensors file, got {came}. It may be truncated "
-        "or of another kind."
-    )
+def _kind(stored: str) -> np.dtype[Any] | None:
+    return np.dtype(_SAFETENSORS[stored]) if stored in _SAFETENSORS else None

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from subspan._safetensors import read_header
 from subspan.activations._batches import TokenBatch
-from subspan.activations._files import metadata, open_safetensors
+from subspan.activations._files import open_safetensors
 from subspan.activations._site import Site
 from subspan.errors import FileFormatError
 from subspan.report import Entry, write_json, write_safetensors
@@ -180,7 +181,7 @@ def read_tokens(parts: Sequence[tuple[Path, int, int]], pad_id: int) -> TokenBat
 
 def notes_of(file: Path, store: str, number: int) -> dict[str, str]:
     """Return the notes in a file's header, or say that the file belongs elsewhere."""
-    notes = metadata(file)
+    notes = read_header("open_saved", file).metadata
     if (notes.get("store"), notes.get("shard")) != (store, str(number)):
         raise FileFormatError(
             f"[ActivationStore] {file} must be shard {number} of this store, got a file "

@@ -30,6 +30,10 @@ _STAGES = {
     "training": "training",
     "evaluation": "losses",
     "dictionary": "dictionary",
+    "calibration": "calibration",
+    "factors": "factors",
+    "dictionaries": "dictionaries",
+    "points": "points",
     "report": "writing the report",
 }
 
@@ -67,13 +71,18 @@ def guarded(work: Any, *, quiet: bool) -> Any:
         disable=quiet,
     )
     tasks: dict[str, Any] = {}
+    shown = [""]
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
+        if stage != shown[0]:
             for task in tasks.values():
                 bar.stop_task(task)
                 bar.update(task, visible=False)
-            tasks[stage] = bar.add_task(_STAGES.get(stage, stage), total=total or None)
+            if stage in tasks:  # a job may come back to a stage
+                bar.reset(tasks[stage], total=total or None, visible=True)
+            else:
+                tasks[stage] = bar.add_task(_STAGES.get(stage, stage), total=total or None)
+            shown[0] = stage
         bar.update(tasks[stage], completed=done)
 
     try:

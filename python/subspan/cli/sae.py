@@ -99,8 +99,8 @@ def train(  # noqa: PLR0917 - typer reads names, not positions
     decay_steps: Annotated[int, typer.Option(help="Last steps in which it falls.")] = 0,
     init: Annotated[str, typer.Option(help="tied or active_subspace.")] = "tied",
     precision: Annotated[
-        str, typer.Option(help="exact, or certified: the same bits by way of bfloat16.")
-    ] = "exact",
+        str, typer.Option(help="certified, by way of bfloat16, or exact: the bits are the same.")
+    ] = "certified",
     option: Annotated[
         list[str] | None,
         typer.Option(

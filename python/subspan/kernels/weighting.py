@@ -1,21 +1,22 @@
 """Weighting vectors and magnitudes: which points of a set count, and for how many they do."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from subspan import _arrays, _checks, cholesky, kernel_matvec, knn, solve_triangular
-from subspan.errors import ConvergenceError, DtypeError, InvalidArgumentError, UnsupportedError
+from subspan import _arrays, _checks, cholesky, knn, solve_triangular
+from subspan.errors import ConvergenceError, InvalidArgumentError
+from subspan.kernels._conjugate import ConjugateGradients
+from subspan.kernels._kernel import Floats, Kernel, points
 
 __all__ = ["magnitude", "weighting_vector"]
 
-Float64 = NDArray[np.float64]
 _METHODS = ("auto", "cholesky", "cg", "neighbors")
 # Rows up to which "auto" factors the matrix.
 _DENSE = 4000
-# Columns of a matrix made at a time, and elements of a batch of small ones.
-_BLOCK, _BATCH = 64, 1 << 22
+# Elements of a batch of small matrices.
+_BATCH = 1 << 22
 
 
 def weighting_vector(
@@ -42,9 +43,9 @@ def weighting_vector(
     scale : float
         > 0, one over the unit of length: w tends to 1 as it grows.
     method : {"auto", "cholesky", "cg", "neighbors"}
-        "cholesky": n² memory. "cg": conjugate gradients over products with Z, memory n; needs
-        scipy. "neighbors": every point among its nearest neighbours alone, an approximation in n
-        times n_neighbors³ steps and one search. "auto": cholesky up to 4000 points, then cg.
+        "cholesky": n² memory. "cg": conjugate gradients over products with Z, memory n.
+        "neighbors": every point among its nearest neighbours alone, an approximation in n times
+        n_neighbors³ steps and one search. "auto": cholesky up to 4000 points, then cg.
     ridge : float
         >= 0, added to the diagonal of Z.
     n_neighbors : int
@@ -162,7 +163,7 @@ def _weights(
     n_neighbors: int = 32,
     tol: float = 1e-8,
     max_iter: int = 1000,
-) -> Float64:
+) -> Floats:
     _checks.choice(function, "method", method, _METHODS)
     unit = _checks.real(function, "scale", scale, high=1e300)
     if unit <= 0:
@@ -171,51 +172,78 @@ def _weights(
     k = _checks.integer(function, "n_neighbors", n_neighbors, low=1)
     tol = _checks.real(function, "tol", tol, low=1e-15, high=1.0)
     steps = _checks.integer(function, "max_iter", max_iter, low=1)
-    rows = _points(function, x)
-    points, places, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    places = places.reshape(-1)
-    points = points - points.mean(axis=0)
-    if method == "auto":
-        method = "cholesky" if len(points) <= _DENSE else "cg"
-    if method == "cholesky":
-        weights = _by_factor(function, points, unit, ridge)
-    elif method == "cg":
-        weights = _by_gradients(function, points, unit, ridge, tol=tol, steps=steps)
-    else:
-        weights = _by_neighbors(function, points, unit, ridge, min(k, len(points)))
-    return np.asarray((weights / counts)[places])
-
-
-def _points(function: str, x: Any) -> Float64:
-    """Return the points (n, d) in float64."""
     _arrays.require_array(function, "x", x)
-    if (came := _arrays.dtype_name(x)) not in {"float32", "float64"}:
-        raise DtypeError(f"[{function}] x must be float32 or float64, got {came}. Convert it first")
-    if len(x.shape) not in {1, 2} or int(x.shape[0]) == 0:
-        raise InvalidArgumentError(
-            f"[{function}] x must be (n, d) or (n,) with n >= 1, got shape {tuple(x.shape)}"
-        )
-    if _arrays.device_of(x) != "cpu":
-        raise UnsupportedError(
-            f"[{function}] x must be on the CPU, got {_arrays.device_of(x)}. Copy it to the host "
-            "first"
-        )
-    rows = _arrays.to_numpy(_arrays.exportable(function, "x", x)).astype(np.float64)
-    rows = rows.reshape(len(rows), -1)
-    if not np.isfinite(rows).all():
-        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise InvalidArgumentError(
-            f"[{function}] x must be finite, got NaN or infinity in row {row}. Drop that row"
-        )
-    return rows
+    (rows,) = points(function, x=x if len(x.shape) != 1 else x[:, None])
+    distinct, places, counts = np.unique(
+        rows.astype(np.float64), axis=0, return_inverse=True, return_counts=True
+    )
+    system = _System(Kernel("laplacian", 1.0 / unit), distinct - distinct.mean(axis=0), ridge)
+    if method == "auto":
+        method = "cholesky" if len(distinct) <= _DENSE else "cg"
+    if method == "cholesky":
+        weights = system.by_factor(function)
+    elif method == "cg":
+        weights = system.by_gradients(function, tol, steps)
+    else:
+        weights = system.by_neighbors(function, min(k, len(distinct)))
+    return np.asarray((weights / counts)[places.reshape(-1)])
 
 
-def _product(points: Float64, others: Float64 | None, v: Float64, scale: float) -> Float64:
-    out = kernel_matvec(points, others, v, kernel="laplacian", bandwidth=1.0 / scale)
-    return np.asarray(out)
+@dataclass(frozen=True, eq=False)
+class _System:
+    """Z + ridge I of different points."""
+
+    kernel: Kernel
+    points: Floats
+    ridge: float
+
+    def by_factor(self, function: str) -> Floats:
+        """Decompose the matrix."""
+        matrix = self.kernel.block(self.points, self.points)
+        matrix[np.diag_indices(len(matrix))] += self.ridge
+        return _solved(function, matrix)
+
+    def by_gradients(self, function: str, tol: float, steps: int) -> Floats:
+        """Take products with it alone."""
+
+        def multiply(v: Floats) -> Floats:
+            return np.asarray(self.kernel.multiply(self.points, None, v) + self.ridge * v)
+
+        descent = ConjugateGradients(multiply, _same, tol, steps, _silent)
+        weights, left = descent.solve(np.ones((len(self.points), 1)))
+        if left[0] > tol:
+            raise ConvergenceError(
+                f"[{function}] tol must be a residual that can be met, got {tol:g} where cg "
+                f"reaches {left[0]:.3g} after {len(descent.history)} steps. Raise max_iter, scale, "
+                "tol or ridge"
+            )
+        return np.asarray(weights[:, 0])
+
+    def by_neighbors(self, function: str, k: int) -> Floats:
+        """Solve for the nearest neighbours of every point, itself among them, and keep its own."""
+        n, d = self.points.shape
+        near = knn(self.points, self.points, k=k).indices
+        out = np.empty(n)
+        step = max(1, _BATCH // (k * max(k, d)))
+        for start in range(0, n, step):
+            own = near[start : start + step]
+            groups = self.points[own]
+            matrices = self.kernel.multiply(groups - groups[:, :1], None, np.eye(k)[None])
+            solved = _solved(function, np.asarray(matrices) + self.ridge * np.eye(k))
+            rows = np.arange(start, start + len(own))
+            out[rows] = (solved * (own == rows[:, None])).sum(axis=1)
+        return out
 
 
-def _solved(function: str, matrices: Float64) -> Float64:
+def _same(residual: Floats) -> Floats:
+    return residual
+
+
+def _silent(_: int) -> None:
+    """Tell nobody."""
+
+
+def _solved(function: str, matrices: Floats) -> Floats:
     """Return the solutions of Z w = 1 of positive definite matrices (..., n, n)."""
     factor, info = cholesky(matrices, errors="info")
     if info.any():
@@ -225,54 +253,3 @@ def _solved(function: str, matrices: Float64) -> Float64:
         )
     half = solve_triangular(factor, np.ones((*matrices.shape[:-1], 1)))
     return np.asarray(solve_triangular(factor, half, transposed=True)[..., 0])
-
-
-def _by_factor(function: str, points: Float64, scale: float, ridge: float) -> Float64:
-    n = len(points)
-    matrix = np.empty((n, n))
-    for start in range(0, n, _BLOCK):
-        some = points[start : start + _BLOCK]
-        matrix[:, start : start + _BLOCK] = _product(points, some, np.eye(len(some)), scale)
-    matrix[np.arange(n), np.arange(n)] += ridge
-    return _solved(function, matrix)
-
-
-def _by_gradients(
-    function: str, points: Float64, scale: float, ridge: float, *, tol: float, steps: int
-) -> Float64:
-    from scipy.sparse.linalg import LinearOperator, cg
-
-    n = len(points)
-
-    def multiply(v: Float64) -> Float64:
-        v = v.reshape(n)
-        return _product(points, None, v, scale) + ridge * v
-
-    ones = np.ones(n)
-    operator = LinearOperator((n, n), matvec=multiply, dtype=np.float64)
-    weights, _ = cg(operator, ones, rtol=tol, atol=0.0, maxiter=steps)
-    left = float(np.linalg.norm(ones - multiply(weights))) / np.sqrt(n)
-    # What cg carries along and the true residual differ by rounding.
-    if left > 2.0 * tol:
-        raise ConvergenceError(
-            f"[{function}] max_iter must be enough for tol = {tol:.1e}, got {left:.1e} after "
-            f"{steps} steps. Allow more, or take a larger scale, tol or ridge"
-        )
-    return np.asarray(weights)
-
-
-def _by_neighbors(function: str, points: Float64, scale: float, ridge: float, k: int) -> Float64:
-    n, d = points.shape
-    near = knn(points, points, k=k).indices
-    # The point itself comes first, among whatever is as near as it is.
-    out = np.empty(n)
-    step = max(1, _BATCH // (k * max(k, d)))
-    for start in range(0, n, step):
-        own = near[start : start + step]
-        groups = points[own]
-        groups = groups - groups[:, :1]
-        matrices = _product(groups, None, np.eye(k)[None], scale) + ridge * np.eye(k)
-        solved = _solved(function, matrices)
-        rows = np.arange(start, start + len(own))
-        out[rows] = (solved * (own == rows[:, None])).sum(axis=1)
-    return out

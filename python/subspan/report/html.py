@@ -210,6 +210,7 @@ caption{text-align:left;padding:.5rem .6rem;caption-side:top}
 background:var(--card);margin:1rem 0}
 table{border-collapse:collapse;width:100%;font-size:.86rem}
 th,td{padding:.32rem .6rem;text-align:left;white-space:nowrap;border-bottom:1px solid var(--grid)}
+td:last-child:not(.n){white-space:normal;min-width:12rem}
 thead th{position:sticky;top:0;background:var(--card);cursor:pointer;font-weight:600;
 box-shadow:inset 0 -1px var(--grid)}
 th[aria-sort=ascending]::after{content:" \\25b2";font-size:.7em}

@@ -59,7 +59,7 @@ def pursue(
     steps: list[SparseCode] = []
     ended: Any = None
     for _ in range(k):
-        step = topk_encode(rest, w_dec.T, k=1)
+        step = topk_encode(rest, w_dec.T, k=1, precision="certified")
         if ended is not None:
             step = step._replace(values=step.values * ~ended)
         rest = rest - sparse_decode(*step, w_dec)

@@ -419,9 +419,8 @@ class Autoencoder:
         b_pre = self.b_dec if self.pre_bias else None
         if kind == "topk":
             first = "relu_first" if self.relu_first else "relu"
-            return topk_encode(
-                x, self.w_enc, self.b_enc, k=int(self.k or 0), b_pre=b_pre, activation=first
-            )
+            how: dict[str, Any] = {"activation": first, "precision": "certified"}
+            return topk_encode(x, self.w_enc, self.b_enc, k=int(self.k or 0), b_pre=b_pre, **how)
         if kind == "matching_pursuit":
             ends: dict[str, Any] = {"tolerance": self.tolerance, "no_repeats": self.no_repeats}
             return pursue(x, self.w_dec, b_pre, int(self.k or 0), **ends)

@@ -1,5 +1,6 @@
 """What a language model loses when an autoencoder stands in for its activations."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from subspan.activations import (
     TokenBatch,
     capture,
     load_model,
+    resume_at,
     splice,
 )
 from subspan.errors import InvalidArgumentError
@@ -137,10 +139,12 @@ def evaluate(
 
     Notes
     -----
-    Each batch runs 2 + len(ablations) times, after one pass up to the site for the mean. An
-    identity autoencoder gives the clean loss bit for bit. Memory: the states before the output
-    head of every run of one batch, and 32 MiB of logits for each; for models that do more than a
-    matrix product after their last state (a cap on logits, for instance) the logits of a batch.
+    Each batch runs 2 + len(ablations) times, all but the first time from the layer of the site on
+    (if one trial gives the very bits of the whole model), after one pass up to the site for the
+    mean. An identity autoencoder gives the clean loss bit for bit. Memory: the states before the
+    output head of every run of one batch, and 32 MiB of logits for each; for models that do more
+    than a matrix product after their last state (a cap on logits, for instance) the logits of a
+    batch.
 
     The definitions are those in common use, e.g. Karvonen et al. 2025, SAEBench,
     `arXiv:2503.09532 <https://arxiv.org/abs/2503.09532>`_.
@@ -188,6 +192,9 @@ class _Runs:
         self.model, self.head, self.coder, self.rule = model, head, coder, rule
         with splice(model, site, lambda _: None) as found:
             self.site = found
+        # What runs again can begin at this block, if the first batch shows that it may.
+        self.first = min(found.layer, len(model.blocks) - 1)
+        self.resumes: bool | None = None if self.first > 0 else False
         self.losses = Losses()
         self.stats = CodeStatistics(coder.sae.n_latents if coder.encodes else 1)
         self.reference: float | None = None
@@ -227,8 +234,15 @@ class _Runs:
             "attention_mask": torch.from_numpy(mask).to(device=device, dtype=torch.int64),
         }
         seen: list[Any] = []
+        entering: list[Any] = []
         with splice(self.model, self.site, seen.append):
-            ways = {"clean": self.head.states(inputs)}
+            if self.resumes is False:
+                ways = {"clean": self.head.states(inputs)}
+            else:
+                with splice(self.model, Site(self.first, "resid"), entering.append):
+                    ways = {"clean": self.head.states(inputs)}
+        if self.resumes is None:
+            self.resumes = self._same_from(entering[0], inputs, ways["clean"])
         x = seen[0].detach()
         flat = x.reshape(-1, x.shape[-1])
         real = torch.from_numpy(mask.reshape(-1).nonzero()[0]).to(flat.device)
@@ -239,11 +253,27 @@ class _Runs:
         for name, made in self._stand_ins(rows, ablations):
             new = flat.clone()
             new[chosen] = made.to(device=flat.device, dtype=flat.dtype)
-            with splice(self.model, self.site, partial(_instead, new.reshape(x.shape))):
+            again = self._from_site(entering)
+            with again, splice(self.model, self.site, partial(_instead, new.reshape(x.shape))):
                 ways[name] = self.head.states(inputs)
         self.losses.update(self.head, ways, tokens)
         self.n_tokens += len(kept)
         self.n_excluded += len(kept) - int(kept.sum())
+
+    def _from_site(self, entering: list[Any]) -> contextlib.AbstractContextManager[None]:
+        if self.resumes:
+            return resume_at(self.model, self.first, entering[0])
+        return contextlib.nullcontext()
+
+    def _same_from(self, entering: Any, inputs: Any, whole: Any) -> bool:
+        """Say whether a pass that begins at the block of the site gives the bits of a whole one."""
+        import torch
+
+        try:
+            with resume_at(self.model, self.first, entering):
+                return bool(torch.equal(self.head.states(inputs), whole))
+        except (InvalidArgumentError, LookupError, TypeError):  # layers that return no tensor
+            return False
 
     def _stand_ins(self, rows: Any, ablations: Sequence[str]) -> Iterable[tuple[str, Any]]:
         import torch

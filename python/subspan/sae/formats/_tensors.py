@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from subspan._arrays import dtype_name, to_numpy
 from subspan._files import replacing
+from subspan._safetensors import Stored, read_header
 from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
 from subspan.report.files import Entry, write_safetensors
 
@@ -29,7 +30,6 @@ __all__ = [
     "write_torch",
 ]
 
-_MAX_HEADER = 100_000_000  # bytes; the limit of the format's own reader
 _READ = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 _READ |= {"U8": "|u1", "BOOL": "|b1", "I8": "|i1", "I16": "<i2"}
 
@@ -71,28 +71,20 @@ def read_json(function: str, file: Path) -> dict[str, Any]:
 
 def read_safetensors(function: str, file: Path) -> Arrays:
     """Return the arrays of a safetensors file; bfloat16, which numpy lacks, becomes float32."""
-    content = np.fromfile(file, np.uint8)
-    length = int.from_bytes(content[:8].tobytes(), "little")
-    if len(content) < 8 or not 2 <= length <= min(_MAX_HEADER, len(content) - 8):
-        raise damaged(function, file, "be a whole safetensors file", f"{len(content)} bytes")
-    try:
-        header = json.loads(content[8 : 8 + length].tobytes())
-        header.pop("__metadata__", None)
-        return {name: _tensor(content[8 + length :], entry) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise damaged(function, file, "be a whole safetensors file", error) from error
+    return {
+        name: _tensor(function, file, name, stored)
+        for name, stored in read_header(function, file).tensors.items()
+    }
 
 
-def _tensor(data: NDArray[np.uint8], entry: Mapping[str, Any]) -> NDArray[Any]:
-    dtype, shape = np.dtype(_READ[entry["dtype"]]), tuple(int(n) for n in entry["shape"])
-    begin, end = (int(place) for place in entry["data_offsets"])
-    if not 0 <= begin <= end <= len(data) or end - begin != prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes of data for a tensor at {begin}..{end}")
-    values = np.frombuffer(data[begin:end], dtype).reshape(shape)
-    values = values if values.flags.aligned else values.copy()
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return values
+def _tensor(function: str, file: Path, name: str, stored: Stored) -> NDArray[Any]:
+    if stored.dtype not in _READ:
+        raise damaged(function, file, f"hold numbers that numpy has at {name!r}", stored.dtype)
+    dtype = np.dtype(_READ[stored.dtype])
+    values = np.fromfile(file, dtype, prod(stored.shape), offset=stored.begin)
+    if stored.dtype == "BF16":  # the upper half of a float32
+        values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.reshape(stored.shape)
 
 
 def read_torch(function: str, file: Path) -> dict[str, Any]:

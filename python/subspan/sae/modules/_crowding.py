@@ -18,7 +18,7 @@ class Crowding:
     lengths differ by one at most.
     """
 
-    def __init__(self, n: int, size: int, seed: int, precision: str = "exact") -> None:
+    def __init__(self, n: int, size: int, seed: int, precision: str = "certified") -> None:
         self.precision = precision
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         # A part of one row has no pair.

@@ -64,7 +64,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
     input_norm : float, optional
         `initialize` sets ``scale``, a factor of x that x̂ is divided by, so that the root of the
         mean squared norm of the rows is this; by default the architecture's. 0: x as it is.
-    precision : {"exact", "certified"}
+    precision : {"certified", "exact"}
         How `topk_encode` makes its products; the bits are the same.
 
     Raises
@@ -91,7 +91,7 @@ class SAE(torch.nn.Module, ABC):  # type: ignore[misc]
         unit_norm: bool | None = None,
         pre_bias: bool | None = None,
         input_norm: float | None = None,
-        precision: str = "exact",
+        precision: str = "certified",
     ) -> None:
         super().__init__()
         name = type(self).__name__

@@ -1,0 +1,53 @@
+"""Smaller weights with errors that are known: array functions, and the models that use them.
+
+On arrays: `truncated_svd`, `activation_svd`, `whitened_svd` and `fisher_svd` give the factors of
+all ranks with the error of each, `sparse_dictionary` a dictionary with sparse codes; `allocate`
+spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mixed_basis` and
+`utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate` collects the
+moments of every input once, `replace_weights` puts factors in the place of weights, `save`, `load`
+and `export` write and read them, `perplexity` says what it cost, and `compress` does all of it and
+writes a report. Importing this package imports neither torch nor transformers.
+"""
+
+from subspan.compression._job import Compression as Compression
+from subspan.compression._job import compress as compress
+from subspan.compression.allocation import Allocation as Allocation
+from subspan.compression.allocation import Options as Options
+from subspan.compression.allocation import allocate as allocate
+from subspan.compression.allocation import rank_options as rank_options
+from subspan.compression.cache import CacheBasis as CacheBasis
+from subspan.compression.cache import cache_basis as cache_basis
+from subspan.compression.calibration import Calibration as Calibration
+from subspan.compression.calibration import calibrate as calibrate
+from subspan.compression.dictionary import sparse_dictionary as sparse_dictionary
+from subspan.compression.factors import Factors as Factors
+from subspan.compression.layers import Weight as Weight
+from subspan.compression.layers import find_weights as find_weights
+from subspan.compression.lowrank import activation_svd as activation_svd
+from subspan.compression.lowrank import fisher_svd as fisher_svd
+from subspan.compression.lowrank import truncated_svd as truncated_svd
+from subspan.compression.lowrank import whitened_svd as whitened_svd
+from subspan.compression.matrices import Dense as Dense
+from subspan.compression.matrices import LowRank as LowRank
+from subspan.compression.matrices import Replacement as Replacement
+from subspan.compression.matrices import SparseDictionary as SparseDictionary
+from subspan.compression.perplexity import Perplexity as Perplexity
+from subspan.compression.perplexity import perplexity as perplexity
+from subspan.compression.quantize import MixedBasis as MixedBasis
+from subspan.compression.quantize import Quantized as Quantized
+from subspan.compression.quantize import mixed_basis as mixed_basis
+from subspan.compression.quantize import quantize as quantize
+from subspan.compression.storage import Storage as Storage
+from subspan.compression.storage import dense_storage as dense_storage
+from subspan.compression.storage import dictionary_size as dictionary_size
+from subspan.compression.storage import dictionary_storage as dictionary_storage
+from subspan.compression.storage import low_rank_storage as low_rank_storage
+from subspan.compression.storage import quantized_storage as quantized_storage
+from subspan.compression.storage import rank_of_kept as rank_of_kept
+from subspan.compression.utilised import UtilisedRank as UtilisedRank
+from subspan.compression.utilised import utilised_rank as utilised_rank
+from subspan.compression.weights import export as export
+from subspan.compression.weights import load as load
+from subspan.compression.weights import replace_weights as replace_weights
+from subspan.compression.weights import replaced as replaced
+from subspan.compression.weights import save as save

@@ -1,0 +1,357 @@
+"""The job itself: calibrate, factorise, evaluate every point, write the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from subspan import _checks
+from subspan.activations import Model, load_model
+from subspan.activations.sources import set_threads
+from subspan.compression._methods import ALLOCATIONS, METHODS, Worker, needs_gradients
+from subspan.compression._page import page, verdict
+from subspan.compression._pictures import pictures
+from subspan.compression._reading import Reading, read
+from subspan.compression.calibration import Calibration, calibrate
+from subspan.compression.layers import Weight, find_weights
+from subspan.compression.matrices import Replacement
+from subspan.compression.perplexity import perplexity
+from subspan.compression.storage import bits_of, dense_storage
+from subspan.compression.weights import replaced, rounded, save
+from subspan.errors import InvalidArgumentError, UnsupportedError
+from subspan.report import RunFolder, Stopwatch, run_facts, write_json
+from subspan.report.result import Progress, Result, finish, silent
+
+__all__ = ["SCHEMA", "Compression", "compress"]
+
+SCHEMA = "subspan.compress/1"
+_RESULTS = ("report.json", "figures", "models")
+
+
+@dataclass(frozen=True)
+class Compression(Result):
+    """A finished compression.
+
+    Attributes
+    ----------
+    path : Path
+        The output folder; ``models/<method>-<allocation>-<kept>`` in it are for `load`.
+    report : dict
+        The content of ``report.json``.
+    """
+
+    schema: ClassVar[str] = SCHEMA
+
+    def perplexities(self, text: str) -> dict[tuple[str, str, float], float]:
+        """Return the perplexity on a text by (method, allocation, kept)."""
+        names = [one["name"] for one in self.report["texts"]]
+        if text not in names:
+            raise InvalidArgumentError(
+                f"[Compression.perplexities] text must be one of {', '.join(names)}, got {text!r}"
+            )
+        return {
+            (one["method"], one["allocation"], one["kept"]): one["perplexity"][text]
+            for one in self.report["points"]
+        }
+
+
+def compress(
+    model: Any,
+    texts: Any,
+    *,
+    out: str | os.PathLike[str],
+    methods: str | Iterable[str] = "whitened-svd",
+    kept: float | Iterable[float] = (0.9, 0.8, 0.6),
+    allocations: str | Iterable[str] = "uniform",
+    evaluation: Any = None,
+    out_of_domain: Any = None,
+    modules: str | Iterable[str] | None = None,
+    tokens: int = 8192,
+    eval_tokens: int = 4096,
+    window: int | None = None,
+    least: float = 0.2,
+    iterations: int = 20,
+    ratio: float = 2.0,
+    dtype: str = "float16",
+    store: bool = True,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Compression:
+    """Compress the linear layers of a language model, measure what it costs, and write a report.
+
+    Every combination of method, allocation and kept ratio is made, evaluated and stored.
+
+    Parameters
+    ----------
+    model : str, Path, Model or Hugging Face module
+        A causal language model, as for `activations.load_model`; it is left as it was found.
+    texts : str, Path, or iterable of them
+        Calibration texts (a ``str`` is a text, a ``Path`` a file).
+    out : path
+        Output folder: new, empty, or holding an interrupted run of the same inputs.
+    methods : str or iterable of str
+        "svd", "asvd", "fwsvd", "whitened-svd", "two-sided-svd" (`whitened_svd` with the moments of
+        gradients at the outputs), "ksvd-dictionary", "orthogonal-dictionary".
+    kept : float or iterable of float
+        Bytes to keep of those matrices, indices included, in (0, 1].
+    allocations : str or iterable of str
+        "uniform": the same kept ratio for every matrix. "error": one budget, for the least sum of
+        relative squared output errors. "loss": one budget, for the least second-order increase of
+        the loss, as the moments of inputs and of gradients predict it. Dictionaries get the bytes
+        that whitened-svd would; with "loss", also weights for their rows.
+    evaluation, out_of_domain : str, Path, or iterable of them, optional
+        Held-out texts of the same kind as the calibration, and of another. Without ``evaluation``
+        the last tenth of each calibration text is held out.
+    modules : str or iterable of str, optional
+        Patterns of module names, as `find_weights`; by default all linear layers in the blocks.
+    tokens, eval_tokens : int
+        Calibration tokens in all, drawn evenly from the texts; tokens of each text that judges.
+    window : int, optional
+        Tokens per window; by default 512, or the context length if that is shorter.
+    least : float in [0, 1]
+        No matrix falls below this part of its bytes where the allocation is not uniform.
+    iterations, ratio : int, float
+        Of `sparse_dictionary`.
+    dtype : {"float16", "bfloat16", "float32"}
+        Of stored values; the perplexities are those of the stored values.
+    store : bool
+        Keep the compressed models in the folder.
+    seed : int
+        Of the windows that calibrate and of the gradients' tokens.
+    threads : int, optional
+        Threads of the native core and of the model.
+    resume, overwrite : bool
+        As for `atlas.atlas`. A run goes on after the calibration and after each finished point.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    Compression
+        The report and its folder.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An argument is wrong, a pattern matches nothing (near names are listed), a text is too
+        short, or a target cannot be met.
+    UnsupportedError
+        The model is no causal language model.
+    OutputError
+        The folder cannot be used, or the disk is full. The state stays, so the same call resumes.
+
+    Notes
+    -----
+    Memory: `calibrate`'s, and the factors of all matrices of one method (twice their weights).
+    Bytes are those of the matrices that were matched, and of the whole model beside them.
+    """
+    stages = progress or silent
+    watch = Stopwatch()
+    chosen = _names("methods", methods, METHODS)
+    ways = _names("allocations", allocations, ALLOCATIONS)
+    ratios = _ratios(kept)
+    for name, value in (("tokens", tokens), ("eval_tokens", eval_tokens)):
+        _checks.integer("compress", name, value, low=2)
+    for name, value in (("seed", seed), ("iterations", iterations)):
+        _checks.integer("compress", name, value, low=int(name == "iterations"))
+    _checks.real("compress", "least", least, low=0.0, high=1.0)
+    _checks.real("compress", "ratio", ratio, low=1.0)
+    bits = bits_of("compress", dtype)
+    folder = RunFolder(out, kind="compress", results=_RESULTS)
+    folder.check(resume=resume, overwrite=overwrite)
+    if threads is not None:
+        set_threads("compress", threads, model=True)
+    with watch.part("loading"):
+        stages("loading", 0, 1)
+        opened = load_model(model)
+        if opened.kind != "causal":
+            raise UnsupportedError(
+                f"[compress] model must be a causal language model, got the {opened.kind} "
+                f"{opened.name!r}"
+            )
+        weights = find_weights(opened, modules)
+        reading = read(
+            opened, texts, evaluation, out_of_domain,
+            tokens=tokens, eval_tokens=eval_tokens, window=window, seed=seed,
+        )  # fmt: skip
+    settings = {
+        "methods": chosen, "allocations": ways, "kept": ratios, "least": least, "dtype": dtype,
+        "modules": [weight.name for weight in weights], "window": reading.window,
+        "iterations": iterations, "ratio": ratio, "seed": seed, "store": store,
+        "calibration_tokens": sum(map(len, reading.calibration)),
+    }  # fmt: skip
+    identity = {"schema": SCHEMA, "settings": settings, "model": opened.fingerprint}
+    with folder.held(identity | {"texts": reading.fingerprint}, overwrite=overwrite) as resumed:
+        gradients = needs_gradients(chosen, ways)
+        with watch.part("calibration"):
+            found = _calibrated(folder, opened, reading, modules, gradients, seed, stages)
+        worker = Worker(
+            weights, found, bits=bits, least=least, progress=stages,
+            dictionary={"iterations": iterations, "ratio": ratio, "seed": seed},
+        )  # fmt: skip
+        with watch.part("evaluation"):
+            dense = _dense(folder, opened, reading, stages)
+        points = []
+        runs = [(a, b, c) for a in chosen for b in ways for c in ratios]
+        for number, (method, allocation, share) in enumerate(runs):
+            stages("points", number, len(runs))
+            note = folder.work / f"{method}-{allocation}-{share:g}.json"
+            if not note.exists():
+                with watch.part(method):
+                    made = worker.make(method, allocation, share)
+                with watch.part("evaluation"):
+                    point = _evaluated(opened, reading, rounded(made, dtype), stages)
+                point |= {"method": method, "allocation": allocation, "kept": share}
+                point |= _sizes(worker, method, weights, made, bits)
+                if store:
+                    about = {key: point[key] for key in ("method", "allocation", "kept", "bytes")}
+                    about["calibration"] = reading.fingerprint
+                    save(folder.work / "models" / note.stem, made, base=opened, dtype=dtype,
+                         facts=about)  # fmt: skip
+                write_json(note, point)
+            points.append(json.loads(note.read_text("utf-8")))
+        report = _report(opened, weights, reading, found, settings, dense, points, bits)
+        report["facts"] = run_facts() | {"seconds": watch.seconds, "seed": seed, "resumed": resumed}
+        report["verdict"] = {"text": " ".join(verdict(report))}
+        stages("report", 0, 1)
+        stage = folder.fresh_stage()
+        if store:
+            # links, so that an interrupted report finds them again
+            shutil.copytree(folder.work / "models", stage / "models", copy_function=os.link)
+        finish(folder, report, pictures(report), page, watch)
+        stages("report", 1, 1)
+    return Compression(folder.path, report)
+
+
+def _names(what: str, asked: str | Iterable[str], known: tuple[str, ...]) -> list[str]:
+    names = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
+    if not names:
+        raise InvalidArgumentError(f"[compress] {what} must name at least one, got none")
+    return [_checks.choice("compress", what, name, known) for name in names]
+
+
+def _ratios(kept: float | Iterable[float]) -> list[float]:
+    asked = list(kept) if isinstance(kept, Iterable) else [kept]
+    found = [_checks.real("compress", "kept", one, low=0.0, high=1.0) for one in asked]
+    if not found or min(found) <= 0:
+        raise InvalidArgumentError(f"[compress] kept must be in (0, 1], got {asked}")
+    return sorted(set(found), reverse=True)
+
+
+def _calibrated(  # noqa: PLR0917
+    folder: RunFolder, model: Model, reading: Reading, modules: Any, gradients: bool, seed: int,
+    stages: Progress,
+) -> Calibration:  # fmt: skip
+    file = folder.work / "calibration.npz"
+    if file.exists():
+        return Calibration.load(file)
+    found = calibrate(
+        model, reading.calibration, modules=modules, gradients=gradients, seed=seed,
+        progress=lambda done, total: stages("calibration", done, total),
+    )  # fmt: skip
+    found.save(file)
+    return found
+
+
+def _dense(folder: RunFolder, model: Model, reading: Reading, stages: Progress) -> dict[str, Any]:
+    note = folder.work / "dense.json"
+    if not note.exists():
+        write_json(note, _evaluated(model, reading, {}, stages))
+    found: dict[str, Any] = json.loads(note.read_text("utf-8"))
+    return found
+
+
+def _evaluated(
+    model: Model, reading: Reading, made: dict[str, Replacement], stages: Progress
+) -> dict[str, Any]:
+    """Return cross-entropies and perplexities on every text; what overflows is None."""
+    nats, values = {}, {}
+    total, done = sum(len(text.batches) for text in reading.evaluation), 0
+    with replaced(model, made):
+        for text in reading.evaluation:
+
+            def report(n: int, _: int, before: int = done) -> None:
+                stages("evaluation", before + n, total)
+
+            try:
+                found = perplexity(model, text.batches, progress=report)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(
+                    f"[compress] text {text.name!r} cannot judge: {error}"
+                ) from error
+            done += len(text.batches)
+            nats[text.name] = found.nats if np.isfinite(found.nats) else None
+            values[text.name] = found.value if np.isfinite(found.value) else None
+    return {"nats": nats, "perplexity": values}
+
+
+def _sizes(
+    worker: Worker, method: str, weights: list[Weight], made: dict[str, Replacement], bits: int
+) -> dict[str, Any]:
+    layers: list[dict[str, Any]] = []
+    total = 0
+    for weight in weights:
+        one = made[weight.name]
+        dense = dense_storage(*weight.shape, bits=bits)
+        size = one.storage(bits=bits)
+        total += size.n_bytes
+        layers.append(
+            {
+                "name": weight.name,
+                "kind": one.kind,
+                "size": getattr(one, "rank", getattr(one, "atoms", None)),
+                "bytes": size.to_dict(),
+                "kept": size.kept(dense),
+                "relative_error": worker.relative_error(method, weight.name, one),
+                "note": one.note,
+            }
+        )
+    return {"layers": layers, "bytes": total}
+
+
+def _report(  # noqa: PLR0917
+    model: Model, weights: list[Weight], reading: Reading, found: Calibration,
+    settings: dict[str, Any], dense: dict[str, Any], points: list[dict[str, Any]], bits: int,
+) -> dict[str, Any]:  # fmt: skip
+    matched = sum(dense_storage(*weight.shape, bits=bits).n_bytes for weight in weights)
+    whole = dense_storage(model.n_parameters, 1, bits=bits).n_bytes
+    for point in points:
+        point["kept_bytes"] = point["bytes"] / matched
+        point["model_bytes"] = whole - matched + point["bytes"]
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": model.name,
+            "path": str(model.path or model.name),
+            "hash": model.fingerprint,
+            "n_parameters": model.n_parameters,
+            "bytes": whole,
+            "matched_bytes": matched,
+        },
+        "settings": settings,
+        "calibration": {
+            "texts": list(reading.names),
+            "tokens": found.n_tokens,
+            "inputs": len(found.inputs),
+            "hash": reading.fingerprint,
+        },
+        "texts": [
+            {"name": text.name, "domain": text.domain, "tokens": text.n_tokens}
+            for text in reading.evaluation
+        ],
+        "weights": [
+            {"name": w.name, "layer": w.layer, "kind": w.kind, "shape": list(w.shape)}
+            for w in weights
+        ],
+        "dense": dense,
+        "points": points,
+    }
