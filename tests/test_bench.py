@@ -36,6 +36,7 @@ def run(stem, *arguments):
         *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca", "topk"),
         *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
         "compression",
+        "joint_kernel_sums",
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

@@ -12,7 +12,7 @@ SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
 STEMS = (
     *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca"),
-    *("topk", "encode", "knn", "adam", "kernel_matvec"),
+    *("topk", "encode", "knn", "adam", "kernel_matvec", "joint_kernel_sums"),
 )
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
@@ -153,6 +153,7 @@ def test_the_public_names_are_these():
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
         *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
         "kernel_logsumexp",
+        *("JointSums", "joint_kernel_sums"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

@@ -22,6 +22,7 @@ from subspan._ops.encode import (
 )
 from subspan._ops.gram import Grams, gram, grams
 from subspan._ops.kernel_logsumexp import kernel_logsumexp
+from subspan._ops.joint_kernel_sums import JointSums, joint_kernel_sums
 from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
@@ -43,6 +44,7 @@ __all__ = [
     "Eigh",
     "EighInfo",
     "Grams",
+    "JointSums",
     "Moments",
     "Radius",
     "RaggedCode",
@@ -63,6 +65,7 @@ __all__ = [
     "gram",
     "grams",
     "kernel_logsumexp",
+    "joint_kernel_sums",
     "kernel_matvec",
     "knn",
     "knn_both",

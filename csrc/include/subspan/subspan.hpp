@@ -18,6 +18,7 @@
 #include "subspan/encode.hpp"
 #include "subspan/error.hpp"
 #include "subspan/gram.hpp"
+#include "subspan/joint_kernel_sums.hpp"
 #include "subspan/kernel_matvec.hpp"
 #include "subspan/knn.hpp"
 #include "subspan/pca.hpp"
