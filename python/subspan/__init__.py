@@ -28,6 +28,7 @@ from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
 from subspan._ops.solve_triangular import SolveTriangularInfo, solve_triangular
 from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
+from subspan._ops.tensor_power import TensorPower, tensor_power
 from subspan._ops.topk import TopK, topk
 
 # isort: split
@@ -48,6 +49,7 @@ __all__ = [
     "SVDInfo",
     "SolveTriangularInfo",
     "SparseCode",
+    "TensorPower",
     "TopK",
     "__version__",
     "adam_step",
@@ -73,6 +75,7 @@ __all__ = [
     "spectrum",
     "svd",
     "svdvals",
+    "tensor_power",
     "threshold_encode",
     "topk",
     "topk_encode",
