@@ -37,6 +37,7 @@ def run(stem, *arguments):
         *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
         "compression",
         "joint_kernel_sums",
+        "tensor_power",
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

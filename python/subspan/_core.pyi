@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import typing
 __all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool) -> None:
     """
     One step of Adam on the rows of w [n, d], m and v, in place.
@@ -145,6 +146,10 @@ def sparse_decode_backward(values: typing.Any, indices: typing.Any, offsets: typ
 def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd', stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
+    """
+def tensor_power(a: typing.Any, starts: typing.Any, order: typing.SupportsInt | typing.SupportsIndex, pairs: tuple, runs: tuple, shift: typing.SupportsFloat | typing.SupportsIndex | None, which: str, tol: typing.SupportsFloat | typing.SupportsIndex, merge: typing.SupportsFloat | typing.SupportsIndex, max_iter: typing.SupportsInt | typing.SupportsIndex, nonfinite: str, raise_no_convergence: bool) -> None:
+    """
+    Eigenpairs of symmetric tensors [batch, n] from starts [batch, m, d] into caller-owned outputs: pairs = (values, vectors, residuals, kinds, counts, number), runs = (iterations, pair_of, info).
     """
 def threshold_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, threshold: typing.Any, offsets: typing.Any, allocate: collections.abc.Callable, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """

@@ -27,6 +27,7 @@
 #include "subspan/random.hpp"
 #include "subspan/solve_triangular.hpp"
 #include "subspan/svd.hpp"
+#include "subspan/tensor_power.hpp"
 #include "subspan/topk.hpp"
 #include "subspan/types.hpp"
 #include "subspan/version.hpp"
