@@ -34,7 +34,7 @@ def run(stem, *arguments):
     "stem",
     [
         *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca", "topk"),
-        *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
+        *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec", "mttkrp"),
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

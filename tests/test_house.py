@@ -12,7 +12,7 @@ SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
 STEMS = (
     *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca"),
-    *("topk", "encode", "knn", "adam", "kernel_matvec"),
+    *("topk", "encode", "knn", "adam", "kernel_matvec", "mttkrp"),
 )
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
@@ -151,7 +151,7 @@ def test_the_public_names_are_these():
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
         *("Grams", "gram", "grams"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
-        *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
+        *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec", "mttkrp"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),
     }

@@ -191,5 +191,6 @@ void bind_encode(pybind11::module_& m);
 void bind_knn(pybind11::module_& m);
 void bind_adam(pybind11::module_& m);
 void bind_kernel_matvec(pybind11::module_& m);
+void bind_mttkrp(pybind11::module_& m);
 
 }  // namespace subspan::bindings

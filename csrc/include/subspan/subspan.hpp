@@ -20,6 +20,7 @@
 #include "subspan/gram.hpp"
 #include "subspan/kernel_matvec.hpp"
 #include "subspan/knn.hpp"
+#include "subspan/mttkrp.hpp"
 #include "subspan/pca.hpp"
 #include "subspan/qr.hpp"
 #include "subspan/ragged.hpp"
