@@ -38,6 +38,7 @@ def run(stem, *arguments):
         "compression",
         "joint_kernel_sums",
         "tensor_power",
+        "mttkrp",
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

@@ -12,7 +12,8 @@ SOURCE = ROOT / "python" / "subspan"
 CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
 STEMS = (
     *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca"),
-    *("topk", "encode", "knn", "adam", "kernel_matvec", "joint_kernel_sums", "tensor_power"),
+    *("topk", "encode", "knn", "adam", "kernel_matvec", "joint_kernel_sums"),
+    *("tensor_power", "mttkrp"),
 )
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
@@ -153,7 +154,7 @@ def test_the_public_names_are_these():
         *("TensorPower", "tensor_power"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
         *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
-        "kernel_logsumexp",
+        *("kernel_logsumexp", "mttkrp"),
         *("JointSums", "joint_kernel_sums"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),

@@ -26,6 +26,7 @@ from subspan._ops.kernel_logsumexp import kernel_logsumexp
 from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
+from subspan._ops.mttkrp import mttkrp
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
 from subspan._ops.solve_triangular import SolveTriangularInfo, solve_triangular
@@ -71,6 +72,7 @@ __all__ = [
     "kernel_matvec",
     "knn",
     "knn_both",
+    "mttkrp",
     "qr",
     "radius_neighbors",
     "set_num_threads",

@@ -21,6 +21,7 @@
 #include "subspan/joint_kernel_sums.hpp"
 #include "subspan/kernel_matvec.hpp"
 #include "subspan/knn.hpp"
+#include "subspan/mttkrp.hpp"
 #include "subspan/pca.hpp"
 #include "subspan/qr.hpp"
 #include "subspan/ragged.hpp"
