@@ -13,7 +13,7 @@ inline void check_ranges(char const* function, kernel_ranges const& ranges, inde
                                 index_t last, bool empty) {
     index_t const count = bounds.shape[0];
     expects(count >= 1, function, "ranges.", name, " must begin with 0 and end with ", last,
-            ", got no elements");
+            ", got 0 elements");
     expects(bounds(0) == 0 && bounds(count - 1) == last, function, "ranges.", name,
             " must begin with 0 and end with ", last, ", got ", count, " elements from ", bounds(0),
             " to ", bounds(count - 1));
