@@ -212,3 +212,11 @@ def test_what_allocation_refuses():
         allocate([good], 20.5)
     with pytest.raises(InvalidArgumentError, match="errors must be finite numbers, one for each"):
         rank_options(np.ones((2, 2)), 4, 4)
+
+
+def test_importing_the_package_is_light(run_python):
+    done = run_python(
+        "import sys, subspan.compression\n"
+        "print(*sorted({'torch', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    )
+    assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Kernel methods over `subspan.kernel_matvec`: factors, features, solvers, estimators."""
+"""Kernel methods over `subspan.kernel_matvec`: factors, features, solvers, estimators, weights."""
 
 from subspan.kernels._error import ProductInfo
 from subspan.kernels.density import KernelDensity
@@ -8,6 +8,7 @@ from subspan.kernels.nystrom import NystromFactor, nystrom
 from subspan.kernels.ridge import KernelRidge
 from subspan.kernels.solving import SolveInfo, solve
 from subspan.kernels.sparse import SparseFactor, sparsify
+from subspan.kernels.weighting import magnitude, weighting_vector
 
 __all__ = [
     "KernelDensity",
@@ -18,8 +19,10 @@ __all__ = [
     "SolveInfo",
     "SparseFactor",
     "kernel_mass",
+    "magnitude",
     "nystrom",
     "random_features",
     "solve",
     "sparsify",
+    "weighting_vector",
 ]
