@@ -69,9 +69,10 @@ class Kernel:
             return np.ones(len(x))
         wide = x.astype(np.float64)
         products = (wide * wide / self.widths(x.shape[1])).sum(1)
-        if self.name == "polynomial":
-            return np.asarray((products + self.offset) ** self.degree)
-        return np.asarray(np.exp(products) if self.name == "exp_dot" else products)
+        with np.errstate(over="ignore"):  # whoever asks refuses infinity
+            if self.name == "polynomial":
+                return np.asarray((products + self.offset) ** self.degree)
+            return np.asarray(np.exp(products) if self.name == "exp_dot" else products)
 
     def profile(self, distances: Floats) -> Floats:
         """Return k as a function of D, of a kernel that decreases with it."""

@@ -101,13 +101,14 @@ def _choosable(x: Any, y: Any, v: Any, asked: Request) -> bool:
     y = x if y is None else y
     if not asked.tol or asked.cutoff or asked.kernel.name not in DEFINITE:
         return False
-    if not all(map(_arrays.library_of, (x, y, v))):
+    if not all(map(_arrays.library_of, (x, y, x if v is None else v))):
         return False
-    if (len(x.shape), len(y.shape)) != (2, 2) or len(v.shape) not in {1, 2}:
+    shape = (1,) if v is None else tuple(v.shape)
+    if (len(x.shape), len(y.shape)) != (2, 2) or len(shape) not in {1, 2}:
         return False
     if any(getattr(a, "requires_grad", False) for a in (x, y, v, asked.kernel.bandwidth)):
         return False
-    n, m, d, e = (int(k) for k in (x.shape[0], y.shape[0], x.shape[1], prod(v.shape[1:])))
+    n, m, d, e = (int(k) for k in (x.shape[0], y.shape[0], x.shape[1], prod(shape[1:])))
     return _cost.Size(n, m, d, e, _arrays.dtype_name(x) == "float64").exact() > _SMALL
 
 
@@ -118,6 +119,8 @@ def _job(x: Any, y: Any, v: Any, asked: Request) -> tuple[_Job, bool]:
     first, last = rows[0], rows[-1]
     allowed = {"sparse": DECREASING, "rff": FEATURED}.get(method, DEFINITE)
     kernel.check(_NAME, first.shape[1], allowed)
+    if v is None:
+        v = _arrays.from_numpy(x, np.ones(len(last), first.dtype))
     _arrays.require_same(_NAME, x=x, v=v)
     values, vectors = sides(_NAME, "v", v, len(last), first.dtype)
     if rank is not None:
