@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import subspan
-from subspan.compression import mixed_basis, quantize
+from subspan.activations import load_model
+from subspan.compression import mixed_basis, quantize, rotate_residual
 from subspan.compression.quantize import _turn
-from subspan.errors import InvalidArgumentError
+from subspan.errors import InvalidArgumentError, UnsupportedError
 
 
 def slow(x, bits, symmetric):
@@ -136,3 +137,47 @@ def test_libraries_and_dtypes(rng):
 def test_what_is_refused(rng, call, message):
     with pytest.raises(InvalidArgumentError, match=message):
         call(np.asarray(rng.normal(size=(4, 16))))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_rotated_model_computes_the_same_in_its_principal_basis(tied):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
+        attention_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    model = load_model(transformers.LlamaForCausalLM(config))
+    with torch.no_grad():
+        for name, p in model.hf.named_parameters():
+            if "norm" in name or "bias" in name:
+                p.add_(0.3 * torch.randn(p.shape))
+    ids = torch.randint(0, 64, (3, 20))
+    with torch.no_grad():
+        before = model.hf(ids, output_hidden_states=True)
+        stream = torch.cat([h.reshape(-1, 32) for h in before.hidden_states[:-1]]).double()
+        basis = mixed_basis(stream.T @ stream)
+        rotate_residual(model, basis.rotation)
+        after = model.hf(ids, output_hidden_states=True)
+    assert torch.allclose(before.logits, after.logits, atol=1e-5)
+    turned = before.hidden_states[1].double() @ torch.from_numpy(basis.rotation)
+    assert torch.allclose(after.hidden_states[1].double(), turned, atol=1e-5)
+    power = torch.cat([h.reshape(-1, 32) for h in after.hidden_states[:-1]]).square().mean(0)
+    assert power[-basis.high :].min() > power[: -basis.high].max()
+
+
+def test_what_rotations_refuse(tiny):
+    transformers = pytest.importorskip("transformers")
+    model = load_model(tiny)
+    with pytest.raises(InvalidArgumentError, match=r"rotation must be \(32, 32\), got \(16, 16\)"):
+        rotate_residual(model, np.eye(16))
+    with pytest.raises(
+        InvalidArgumentError, match=r"must be orthogonal to 1e-6, got 3\.0e\+00 off"
+    ):
+        rotate_residual(model, 2 * np.eye(32))
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0
+    )
+    with pytest.raises(UnsupportedError, match=r"built like Llama, .* got GPT2LMHeadModel"):
+        rotate_residual(load_model(transformers.GPT2LMHeadModel(config)), np.eye(32))

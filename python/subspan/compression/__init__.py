@@ -37,6 +37,7 @@ from subspan.compression.quantize import MixedBasis as MixedBasis
 from subspan.compression.quantize import Quantized as Quantized
 from subspan.compression.quantize import mixed_basis as mixed_basis
 from subspan.compression.quantize import quantize as quantize
+from subspan.compression.rotation import rotate_residual as rotate_residual
 from subspan.compression.storage import Storage as Storage
 from subspan.compression.storage import dense_storage as dense_storage
 from subspan.compression.storage import dictionary_size as dictionary_size
@@ -90,6 +91,7 @@ __all__ = [
     "rank_options",
     "replace_weights",
     "replaced",
+    "rotate_residual",
     "save",
     "sparse_dictionary",
     "truncated_svd",
