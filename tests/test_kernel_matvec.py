@@ -121,6 +121,18 @@ def test_near_points_far_from_the_mean_keep_their_distances(rng):
             np.testing.assert_allclose(out, wanted, atol=1e-4)
 
 
+def test_near_pairs_do_not_change_the_bits_of_others(rng):
+    """Pairs that cancel are made of differences, and those beside them in a tile are not."""
+    x = rng.standard_normal((96, 20)).astype(np.float32)
+    y = np.concatenate([x[::5] + np.float32(1e-3), rng.standard_normal((50, 20))]).astype(
+        np.float32
+    )
+    v = np.eye(len(y), dtype=np.float32)
+    whole = kernel_matvec(x, y, v, kernel="distance")
+    alone = [kernel_matvec(row[None], y, v, kernel="distance") for row in x]
+    np.testing.assert_array_equal(np.concatenate(alone), whole)
+
+
 def test_wide_and_narrow_bandwidths(rng):
     x, y, v = points(rng, 40, 60, 4, 2, np.float64)
     total = np.broadcast_to(v.sum(0), (40, 2))

@@ -110,3 +110,21 @@ def test_sums_of_distances(rng):
     x, v = points(rng, 900, 2, 1, np.float64)
     wanted = matrix(x, x, "distance") @ v
     np.testing.assert_allclose(kernel_matvec(x, None, v, kernel="distance"), wanted, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_a_million_points_take_little_memory(run_python):
+    """The matrix would have 4 TB; 12 MB of points and 4 MB of weights are given."""
+    code = (
+        "import resource, numpy as np, subspan\n"
+        "x = np.random.default_rng(0).standard_normal((1_000_000, 3), np.float32)\n"
+        "v = np.ones(len(x), np.float32)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "out = subspan.kernel_matvec(x, None, v)\n"
+        "more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "near = np.exp(-((x[:3, None].astype(float) - x) ** 2).sum(2) / 2).sum(1)\n"
+        "assert abs(out[:3] / near - 1).max() < 1e-5\n"
+        "print(more)\n"
+    )
+    kilobytes = int(run_python(code, timeout=900).stdout)
+    assert kilobytes < 200_000
