@@ -234,6 +234,19 @@ def test_gradients_are_those_of_the_dense_sums(kernel, d, q):
             torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
+def test_gradients_have_the_same_bits_for_any_number_of_threads(threads):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    x, z = (torch.randn(900, width, requires_grad=True) for width in (12, 2))
+    found = []
+    for count in (1, 3):
+        threads(count)
+        sums = joint_kernel_sums(x, z)
+        found.append(torch.autograd.grad((sums.joint * sums.first).sum(), (x, z)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_gradients_of_equal_points_are_none():
     torch = pytest.importorskip("torch")
     for columns in (1, 12):

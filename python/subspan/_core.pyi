@@ -4,9 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
-__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
-__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'mttkrp', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_logsumexp', 'kernel_logsumexp_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'mttkrp', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool) -> None:
     """
     One step of Adam on the rows of w [n, d], m and v, in place.
@@ -71,6 +69,14 @@ def has_cuda() -> bool:
     """
     Whether the CUDA library and a device are present.
     """
+def joint_kernel_sums(x: typing.Any, y: typing.Any, z: typing.Any, w: typing.Any, bandwidth_x: typing.Any, bandwidth_z: typing.Any, joint: typing.Any, first: typing.Any, second: typing.Any, kernel_x: str, kernel_z: str, alpha_x: typing.SupportsFloat | typing.SupportsIndex, alpha_z: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Sums over pairs of one kernel of x and y, of others of z and w, and of their products.
+    """
+def joint_kernel_sums_backward(x: typing.Any, y: typing.Any, z: typing.Any, w: typing.Any, of_rows: typing.Any, of_columns: typing.Any, bandwidth_x: typing.Any, bandwidth_z: typing.Any, gradient: typing.Any, kernel_x: str, kernel_z: str, alpha_x: typing.SupportsFloat | typing.SupportsIndex, alpha_z: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    The gradient in x of weighted sums of the kernel of x and y.
+    """
 def kernel_logsumexp(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, parts: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Logarithms of products of kernel matrices [batch, n, m] and v into out.
@@ -80,15 +86,6 @@ def kernel_logsumexp_backward(x: typing.Any, y: typing.Any, terms_x: typing.Any,
     Gradients of kernel_logsumexp from exponents and factors.
     """
 def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
-def joint_kernel_sums(x: typing.Any, y: typing.Any, z: typing.Any, w: typing.Any, bandwidth_x: typing.Any, bandwidth_z: typing.Any, joint: typing.Any, first: typing.Any, second: typing.Any, kernel_x: str, kernel_z: str, alpha_x: typing.SupportsFloat | typing.SupportsIndex, alpha_z: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
-    """
-    Sums over pairs of one kernel of x and y, of others of z and w, and of their products.
-    """
-def joint_kernel_sums_backward(x: typing.Any, y: typing.Any, z: typing.Any, w: typing.Any, of_rows: typing.Any, of_columns: typing.Any, bandwidth_x: typing.Any, bandwidth_z: typing.Any, gradient: typing.Any, kernel_x: str, kernel_z: str, alpha_x: typing.SupportsFloat | typing.SupportsIndex, alpha_z: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
-    """
-    The gradient in x of weighted sums of the kernel of x and y.
-    """
-def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Products of kernel matrices [batch, n, m] and v into out.
     """

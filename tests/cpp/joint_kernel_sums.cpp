@@ -38,7 +38,7 @@ int main() {
   double const half = std::sqrt(0.5);
   std::vector<double> x, z, wide;
   for (index_t i = 0; i < n; ++i) {
-    auto const v = static_cast<double>(i * 7 % n);
+    auto const v = static_cast<double>(i * 9 % n);
     x.push_back(v);
     z.push_back(v * v / 100);
     wide.insert(wide.end(), {half * v, half * v});
@@ -68,6 +68,21 @@ int main() {
   sums const squares = sums_of(wide, z, n, how);
   for (std::size_t i = 0; i < x.size(); ++i)
     check(close(powers.joint[i] / squares.joint[i], 1, 1e-12), "a power is a power");
+
+  // The gradient of the sum of all |x_i - x_j| counts the points below less those above, twice.
+  auto const line = subspan::make_view<2>(static_cast<double const*>(x.data()), {n, 1});
+  double const unit = 1;
+  auto const width = subspan::make_view<1>(&unit, {1});
+  std::vector<double> weights(static_cast<std::size_t>(2 * n), 0.0), slope(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) weights[2 * i + 1] = 1;
+  auto const ends = subspan::make_view<2>(static_cast<double const*>(weights.data()), {n, 2});
+  how.function = subspan::kernel_function::distance;
+  subspan::joint_kernel_sums_backward<double>({}, line, line, line, line, ends, ends, width, width,
+                                              subspan::make_view<2>(slope.data(), {n, 1}), how,
+                                              how);
+  for (std::size_t i = 0; i < x.size(); ++i)
+    check(close(slope[i], 2 * (2 * x[i] - static_cast<double>(n - 1)), 1e-12),
+          "gradients count points");
 
   bool refused = false;
   try {

@@ -12,10 +12,11 @@ inline void check_ranges(char const* function, kernel_ranges const& ranges, inde
   auto const check_bounds = [&](char const* name, strided_view<index_t const, 1> bounds,
                                 index_t last, bool empty) {
     index_t const count = bounds.shape[0];
-    expects(count >= 1 && bounds(0) == 0 && bounds(count - 1) == last, function, "ranges.", name,
-            " must begin with 0 and end with ", last, ", got ", count, " elements",
-            count > 0 ? " from " : "", count > 0 ? std::to_string(bounds(0)) : "",
-            count > 0 ? " to " + std::to_string(bounds(count - 1)) : "");
+    expects(count >= 1, function, "ranges.", name, " must begin with 0 and end with ", last,
+            ", got 0 elements");
+    expects(bounds(0) == 0 && bounds(count - 1) == last, function, "ranges.", name,
+            " must begin with 0 and end with ", last, ", got ", count, " elements from ", bounds(0),
+            " to ", bounds(count - 1));
     for (index_t i = 1; i < count; ++i)
       expects(bounds(i) > bounds(i - 1) || (empty && bounds(i) == bounds(i - 1)), function,
               "ranges.", name, " must ascend, got ", bounds(i), " after ", bounds(i - 1));

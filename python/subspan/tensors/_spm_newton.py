@@ -27,14 +27,12 @@ class Newton:
         self._halves = basis.halves(v)
         self._upper = np.triu_indices(basis.d)
 
-    def __call__(self, x: Array) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-        """Return unit columns (d, s), f there, and which are maxima near where they began."""
+    def __call__(self, x: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Return unit columns (d, s), and which are maxima near where they began."""
         d, r = self.basis.d, self.v.shape[1]
         step = max(1, _CHUNK // (d * (r + d)))
         parts = [self._run(x[:, i : i + step]) for i in range(0, x.shape[1], step)]
-        ends = np.hstack([end for end, _ in parts])
-        near = np.hstack([near for _, near in parts])
-        return ends, self.form(ends), near
+        return np.hstack([end for end, _ in parts]), np.hstack([near for _, near in parts])
 
     def form(self, x: Array) -> Array:
         """F of unit columns (d, s): the squared length of the projection of x^(h)."""
@@ -56,8 +54,7 @@ class Newton:
                 break
             x = x + np.where(taken, step, 0)
             x /= np.sqrt(np.einsum("ds,ds->s", x, x))
-            # The next step, if each is the square of the one before times a constant.
-            next_length = length * np.square(length / last)
+            next_length = length * (length / last)  # or shorter: steps shrink ever faster
             last = np.where(taken, length, last)
             if (next_length[taken] <= self.tol).all():
                 break

@@ -16,7 +16,7 @@ __all__ = ["Deflation", "Options", "Search", "distinct"]
 
 GOOD = 0.99  # f, the squared length of x^(h) in the subspace, of what may be a component
 ONE = 1 - 1e-8  # |cos| from which two vectors are one component
-REST = 1e-8  # steps as short as this end a search
+REST = 1e-5  # steps as short as this end a climb: in float32 they hardly become shorter
 MOST_RESTARTS = 10  # of a start that begins nearly orthogonal to all components
 
 
@@ -86,14 +86,18 @@ class Candidate(NamedTuple):
     """A start that has come close to a maximum."""
 
     x: Array
-    f: float
+    f: float  # where Newton's method ended
     age: int  # steps
     step: float  # length of the last of them
     rested: bool  # whether that was short
 
 
 class Search:
-    """Components of a subspace, many starts at a time."""
+    """Components of a subspace, many starts at a time.
+
+    Climbs are in float32, as they only have to come near; Newton's method and the deflation are
+    in float64.
+    """
 
     def __init__(
         self,
@@ -106,19 +110,20 @@ class Search:
         self.wanted = 1 - min(allowed, 1 - GOOD)  # f of components; below it are other maxima
         self.basis, self.lower = bases
         self.newton = Newton(left.v, self.basis, options.tol)
+        self._v = left.v.astype(np.float32)
         self.found = np.empty((self.basis.d, 0))  # unit columns
         self.converged: list[bool] = []
         self.iterations: list[int] = []
         self.steps = self.restarts = self.rejected = 0
-        self._good: list[Candidate] = []
-        self._poor: list[Candidate] = []
+        self._ready: list[Candidate] = []  # for Newton's method
+        self._poor: list[Candidate] = []  # maxima that are no components
         self._again: list[Candidate] = []  # Newton's method did not end near by: more steps
 
     def run(self, rng: np.random.Generator) -> None:
         """Find as many components as the subspace has dimensions."""
         d, options = self.basis.d, self.options
         floor = 1e-2 / np.sqrt(d)
-        x = np.empty((d, 0))
+        x = np.empty((d, 0), np.float32)
         age, drawn = np.empty(0, np.int64), np.empty(0, np.int64)
         wait = np.empty(0)  # Newton's method may be tried from steps shorter than this
         while self.left.rank:
@@ -139,12 +144,13 @@ class Search:
             age += 1
             self.steps += width
             lost = (f < floor) & (drawn < MOST_RESTARTS) & (age == 1)
-            rested = step < max(REST, options.tol)
+            rested = step < REST
             over = rested | (age >= options.max_iter) | ((f >= GOOD) & (step < wait))
             over &= ~lost
             for i in np.flatnonzero(over):
-                one = Candidate(x[:, i].copy(), float(f[i]), int(age[i]), step[i], bool(rested[i]))
-                (self._good if f[i] >= GOOD else self._poor).append(one)
+                self._ready.append(
+                    Candidate(x[:, i].copy(), 0.0, int(age[i]), float(step[i]), bool(rested[i]))
+                )
             if lost.any():
                 x[:, lost] = _directions(rng, d, int(lost.sum()))
                 drawn[lost] += 1
@@ -156,10 +162,9 @@ class Search:
 
     def step(self, x: Array) -> tuple[Array, Array]:
         """Return y, the projection of x^(h) contracted with x^(h-1), and f = y x."""
-        v = self.left.v
-        c = subspan.gram(v, self.basis.powers(x))
+        c = subspan.gram(self._v, self.basis.powers(x))
         f = np.minimum(np.einsum("rs,rs->s", c, c), 1.0)
-        return self.basis.contract(subspan.gram(v.T, c), x, 1), f
+        return self.basis.contract(subspan.gram(self._v.T, c), x, 1), f
 
     def shifted(self, x: Array, y: Array, f: Array) -> Array:
         """Return (y + shift x) / |.|."""
@@ -167,16 +172,16 @@ class Search:
         shift = np.ones_like(f)
         if self.options.adaptive:
             shift = np.where(f > 2 / 3, np.sqrt(2 * f * (1 - f)), 1 - f / 2)
-        new: Array = y + shift * np.sqrt((h - 1) / h) * x
+        new: Array = y + shift * float(np.sqrt((h - 1) / h)) * x
         new /= np.sqrt(np.einsum("ds,ds->s", new, new))
         return new
 
     def harvest(self) -> None:
         """Take components out once there are enough candidates."""
         left, options = self.left, self.options
-        if len(self._good) >= min(max(left.rank // 4, 1), options.block):
-            self.take(self.ended(self._good))
-            self._good = []
+        if len(self._ready) >= min(max(left.rank // 4, 1), options.block):
+            some, self._ready = self._ready, []
+            self.take(self.ended(some))
         if len(self._poor) >= options.n_starts * options.block and left.rank:
             # No start reaches what is wanted, as with noise: the best, and those nearly as good.
             least = 1 - 2 * (1 - max(one.f for one in self._poor))
@@ -186,15 +191,17 @@ class Search:
 
     def ended(self, some: list[Candidate]) -> list[Candidate]:
         """Components among candidates, by Newton's method; the others wait for their turn."""
-        ends, forms, near = self.newton(np.column_stack([one.x for one in some]))
+        x = np.column_stack([one.x for one in some]).astype(np.float64)
+        ends, near = self.newton(x)
         near &= ~(np.abs(self.found.T @ ends) > ONE).any(axis=0)
+        x = np.where(near, ends, x / np.sqrt(np.einsum("ds,ds->s", x, x)))
         chosen: list[Candidate] = []
-        for one, end, f, close in zip(some, ends.T, forms, near, strict=True):
-            last = one._replace(x=end, f=float(f), rested=True) if close else one
+        for one, end, f, close in zip(some, x.T, self.newton.form(x), near, strict=True):
+            last = one._replace(x=end, f=float(f), rested=bool(close) or one.rested)
             if last.rested or last.age >= self.options.max_iter:
                 (chosen if last.f >= self.wanted else self._poor).append(last)
             else:
-                self._again.append(last)
+                self._again.append(one)
         return chosen
 
     def take(self, some: list[Candidate]) -> None:
@@ -208,6 +215,7 @@ class Search:
         x = x[:, places]
         low = None if self.left.u is None else self.lower.powers(x)
         kept = self.left.remove(self.basis.powers(x), low)
+        self._v = self.left.v.astype(np.float32)
         self.found = np.column_stack([self.found, x[:, kept]])
         self.iterations += [some[i].age for i in places[kept]]
         self.converged += [some[i].rested for i in places[kept]]
@@ -221,4 +229,4 @@ def distinct(x: Array) -> npt.NDArray[np.int64]:
 
 def _directions(rng: np.random.Generator, d: int, count: int) -> Array:
     x = rng.standard_normal((count, d)).T
-    return np.ascontiguousarray(x / np.sqrt(np.einsum("ds,ds->s", x, x)))
+    return np.ascontiguousarray(x / np.sqrt(np.einsum("ds,ds->s", x, x)), np.float32)
