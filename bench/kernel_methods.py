@@ -61,6 +61,14 @@ def costs(n: int = 6000, rounds: int = 4) -> dict[str, float]:
 
     singles = fastest([product(*shape) for shape in shapes], rounds)
     doubles = fastest([product(*shape, np.float64) for shape in shapes], rounds)
+    some = points[16]
+    one, two = fastest(
+        [
+            lambda: subspan.kernel_matvec(some, None, some[:, 0], bandwidth=4.0),
+            lambda: subspan.kernel_matvec(some, some.copy(), some[:, 0], bandwidth=4.0),
+        ],
+        rounds,
+    )
     pair, coordinate, side = fit([(1, d, e) for d, e in shapes], np.array(singles) / n**2 * 1e9)
 
     def search(d: int, radius: float) -> Run:
@@ -96,6 +104,7 @@ def costs(n: int = 6000, rounds: int = 4) -> dict[str, float]:
         "_COORDINATE": coordinate,
         "_SIDE": side,
         "_DOUBLE": float(np.median(np.array(doubles) / np.array(singles))),
+        "_SAME": one / two,
         "_SEARCHED": searched,
         "_SEARCHED_COORDINATE": by_coordinate,
         "_FOUND": found,

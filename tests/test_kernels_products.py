@@ -127,6 +127,21 @@ def test_auto_chooses(kernel, bandwidth, tol, d, wanted, rng, monkeypatch):
     assert off(out, exact) <= tol
 
 
+def test_sums_of_rows_where_there_is_no_v(rng):
+    x, y = rng.normal(size=(200, 2)), rng.normal(size=(90, 2))
+    for how in ({"method": "nystrom", "rank": 20}, {"method": "sparse", "tol": 0.1}):
+        for other in (None, y):
+            ones = np.ones(200 if other is None else 90)
+            out = kernel_matvec(x, other, **how)
+            np.testing.assert_array_equal(out, kernel_matvec(x, other, ones, **how))
+    out = kernel_matvec(x, None, method="auto", tol=0.1)
+    np.testing.assert_allclose(out, matrix(x, x, "gaussian").sum(1), rtol=1e-12)
+    pattern = tuple(np.array(part) for part in ([0, 200], [0, 200], [0, 1], [0]))
+    for how in ({"method": "nystrom", "rank": 2}, {"method": "auto", "tol": 0.1}):
+        with pytest.raises(InvalidArgumentError, match="ranges must be None unless the product is"):
+            kernel_matvec(x, None, ranges=pattern, **how)
+
+
 def test_gradients_only_of_the_exact_product(rng):
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(rng.normal(size=(50, 2))).requires_grad_()

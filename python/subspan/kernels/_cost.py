@@ -14,8 +14,9 @@ __all__ = ["Pilot", "Plan", "Size"]
 _STREAM = 1 << 35
 _SAMPLE = 512
 
-# Of a pair, of one more coordinate, of one more right-hand side; float64 takes so much longer.
-_PAIR, _COORDINATE, _SIDE, _DOUBLE = 0.16, 0.02, 0.02, 2.1
+# Of a pair, of one more coordinate, of one more right-hand side; float64 takes so many times as
+# long, one side for both so much of the time.
+_PAIR, _COORDINATE, _SIDE, _DOUBLE, _SAME = 0.14, 0.02, 0.02, 2.2, 0.6
 # Of a pair in a search, of one more coordinate; and of a pair that is found, by right-hand side.
 _SEARCHED, _SEARCHED_COORDINATE, _FOUND, _STORED = 0.12, 0.027, 120.0, 0.1
 # Of an entry of a factor, and of a multiplication.
@@ -23,18 +24,20 @@ _ENTRY, _FLOP = 20.0, 0.03
 
 
 class Size(NamedTuple):
-    """Points on both sides, coordinates, right-hand sides, and whether they are float64."""
+    """Points on both sides, coordinates, right-hand sides, float64 or not; one side for both."""
 
     n: int
     m: int
     d: int
     e: int
     double: bool
+    same: bool = False
 
     def exact(self) -> float:
-        """Cost of the exact product."""
+        """Cost of the exact product, which makes half of a symmetric matrix for few sides."""
         each = _PAIR + _COORDINATE * self.d + _SIDE * self.e
-        return self.n * self.m * each * self._factor
+        halved = _SAME if self.same and self.e <= 3 else 1.0
+        return self.n * self.m * each * self._factor * halved
 
     def search(self, pairs: float) -> float:
         """Cost of finding pairs and of multiplying them."""
@@ -43,7 +46,9 @@ class Size(NamedTuple):
 
     def low_rank(self, rank: int) -> float:
         """Cost of a factorisation of a matrix of n points, in float64, and of a product with it."""
-        entries = self._replace(m=rank, e=32, double=True).exact() + self.n * rank * _ENTRY
+        entries = (
+            self._replace(m=rank, e=32, double=True, same=False).exact() + self.n * rank * _ENTRY
+        )
         return entries + self.n * rank * (rank + 2 * self.e) * _FLOP
 
     def boxed(self, share: float) -> float:
@@ -71,7 +76,8 @@ class Pilot:
         rows = rng.choice(len(x), min(len(x), _SAMPLE), replace=False)
         columns = rng.choice(len(y), min(len(y), _SAMPLE), replace=False)
         self.x, self.y, self.v = x[rows], y[columns], v[columns]
-        self.size = Size(len(x), len(y), x.shape[1], v.shape[1], x.dtype == np.float64)
+        double = x.dtype == np.float64
+        self.size = Size(len(x), len(y), x.shape[1], v.shape[1], double, y is x)
         self.block = kernel.block(self.x, self.y)
         some = kernel.multiply(self.x, y, v).astype(np.float64)
         self.sizes: Floats = np.sqrt((some**2).mean(0) * len(x))  # of the columns of K v
@@ -110,9 +116,9 @@ class Pilot:
             samples = int(max(64.0, 2.0 * float((root**2).max())))
             if samples < m // 2:
                 pairs = n * m * self.share(threshold)
-                drawn = self.size._replace(m=samples, e=64)
+                drawn = self.size._replace(m=samples, e=64, same=False)
                 cost = self.size.search(pairs) + self.size._replace(e=1).exact()
-                cost += self.size._replace(m=t).exact()
+                cost += self.size._replace(m=t, same=False).exact()
                 cost += drawn.exact() + drawn.search(0)
                 if cost < best.cost:
                     best = Plan(float(threshold), samples, cost)

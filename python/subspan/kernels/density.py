@@ -4,9 +4,8 @@ from math import inf, lgamma, log, pi
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from subspan import _arrays, _checks
+from subspan import _arrays, _checks, kernel_logsumexp
 from subspan._rows import as_weights
 from subspan.errors import InvalidArgumentError, UnsupportedError
 from subspan.kernels._kernel import DECREASING, Array, Floats, Kernel, generator
@@ -16,7 +15,6 @@ from subspan.kernels.solving import positive
 __all__ = ["KernelDensity"]
 
 _RULES = ("scott", "silverman")
-_TILE = 1 << 20  # distances that are there at a time
 _STREAM = 1 << 36
 
 
@@ -53,9 +51,7 @@ class KernelDensity(PointsEstimator):
 
     Notes
     -----
-    One product of q x n for q points. Where all kernels of a point are so small that its sum
-    vanishes, it is made again from their logarithms, in float64: far points keep their density, and
-    take some twenty times as long.
+    One `subspan.kernel_logsumexp` of q x n for q points, so that far points keep their density.
 
     References
     ----------
@@ -149,13 +145,14 @@ class KernelDensity(PointsEstimator):
         x, fitted = _arrays.to_numpy(rows), _arrays.to_numpy(self.X_fit_)
         dtype = np.result_type(x, fitted)
         x, fitted = x.astype(dtype, copy=False), fitted.astype(dtype, copy=False)
-        kernel = Kernel(self.kernel, self.bandwidth_, self.alpha)
-        # Times n, so that weights of many points are no small numbers.
-        sums = kernel.multiply(x, fitted, (self._weights * len(fitted)).astype(dtype))
-        vanished = np.flatnonzero(sums < (1e-280 if dtype == np.float64 else 1e-25))
-        with np.errstate(divide="ignore"):
-            out = np.log(sums.astype(np.float64) / len(fitted))
-        out[vanished] = self._far(kernel, x[vanished], fitted)
+        out = kernel_logsumexp(
+            x,
+            fitted,
+            self._weights.astype(dtype),
+            kernel=self.kernel,
+            bandwidth=self.bandwidth_,
+            alpha=float(self.alpha),
+        ).astype(np.float64)
         out -= _log_integral(self.kernel, float(self.alpha), x.shape[1])
         out -= np.log(self.bandwidth_).sum()
         return _arrays.from_numpy(rows, out)
@@ -230,43 +227,6 @@ class KernelDensity(PointsEstimator):
             )
         kept = float((weights**2).sum())
         return np.asarray(np.sqrt(variances / (1 - kept)) * count ** (-1 / (d + 4)))
-
-    def _far(self, kernel: Kernel, x: Array, fitted: Array) -> Floats:
-        """Return log(sum_j w_j k(x_i, x_j)) from logarithms."""
-        out = np.empty(len(x))
-        with np.errstate(divide="ignore"):
-            weights = np.log(self._weights)
-        centre = fitted.mean(0, dtype=np.float64)
-        y = (fitted - centre) / self.bandwidth_
-        squares = (y * y).sum(1)
-        step = max(1, _TILE // len(y))
-        for start in range(0, len(x), step):
-            some = (x[start : start + step] - centre) / self.bandwidth_
-            square = (some * some).sum(1)[:, None] + squares - 2 * some @ y.T
-            logs = _log_profile(kernel, np.maximum(square, 0)) + weights
-            top = logs.max(1)
-            out[start : start + step] = top + np.log(np.exp(logs - top[:, None]).sum(1))
-        return out
-
-
-def _log_profile(kernel: Kernel, square: Floats) -> Floats:
-    """Return log k of squared distances."""
-    d = np.sqrt(square)
-    t3, t5 = np.sqrt(3) * d, np.sqrt(5) * d
-    logs: NDArray[Any]
-    if kernel.name == "gaussian":
-        logs = -square / 2
-    elif kernel.name == "matern32":
-        logs = np.log1p(t3) - t3
-    elif kernel.name == "matern52":
-        logs = np.log1p(t5 + t5**2 / 3) - t5
-    elif kernel.name == "cauchy":
-        logs = -np.log1p(square)
-    elif kernel.name == "rational_quadratic":
-        logs = -kernel.alpha * np.log1p(square / (2 * kernel.alpha))
-    else:
-        logs = -d
-    return logs
 
 
 def _log_integral(kernel: str, alpha: float, d: int) -> float:

@@ -98,7 +98,7 @@ def _choosable(x: Any, y: Any, v: Any, asked: Request) -> bool:
 
     What is no product at all is left to the exact one to refuse.
     """
-    y = x if y is None else y
+    same, y = y is None, x if y is None else y
     if not asked.tol or asked.cutoff or asked.kernel.name not in DEFINITE:
         return False
     if not all(map(_arrays.library_of, (x, y, x if v is None else v))):
@@ -109,7 +109,7 @@ def _choosable(x: Any, y: Any, v: Any, asked: Request) -> bool:
     if any(getattr(a, "requires_grad", False) for a in (x, y, v, asked.kernel.bandwidth)):
         return False
     n, m, d, e = (int(k) for k in (x.shape[0], y.shape[0], x.shape[1], prod(shape[1:])))
-    return _cost.Size(n, m, d, e, _arrays.dtype_name(x) == "float64").exact() > _SMALL
+    return _cost.Size(n, m, d, e, _arrays.dtype_name(x) == "float64", same).exact() > _SMALL
 
 
 def _job(x: Any, y: Any, v: Any, asked: Request) -> tuple[_Job, bool]:
