@@ -88,6 +88,8 @@ def test_motions_and_scales_change_nothing(rng):
     assert np.isclose(distance_correlation(x[order], y[order]), wanted, rtol=1e-12)
     assert np.isclose(distance_correlation(y, x), wanted, rtol=1e-13)
     assert np.isclose(distance_covariance(4 * x, y), 2 * distance_covariance(x, y), rtol=1e-12)
+    huge = distance_covariance(x * 1e250, y * 1e250, exponent=0.9)
+    assert np.isclose(huge / 1e225, distance_covariance(x, y, exponent=0.9), rtol=1e-12)
     far = (x.astype(np.float32) * np.float32(1e30), y.astype(np.float32))
     assert np.isclose(distance_correlation(*far), wanted, rtol=1e-5)
 
