@@ -35,7 +35,10 @@ def run(stem, *arguments):
     [
         *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca", "topk"),
         *("encode", "knn", "adam", "angles", "cka", "batches", "sae", "kernel_matvec"),
+        "compression",
         "joint_kernel_sums",
+        "tensor_power",
+        "mttkrp",
     ],
 )
 @pytest.mark.filterwarnings("default")  # of rivals

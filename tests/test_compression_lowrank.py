@@ -171,6 +171,32 @@ def test_fisher_is_best_in_its_norm(rng):
     assert np.isfinite(fisher_svd(w, i).cut(rank=3).to_dense()).all()
 
 
+def test_fisher_keeps_the_loss_where_some_outputs_do_not_matter(rng):
+    """Logits read half of the hidden units: the others are large, and of no use."""
+    w, read = rng.normal(size=(24, 16)), rng.normal(size=(5, 24))
+    read[:, 12:] = 0
+    w[12:] *= 5
+    x = rng.normal(size=(400, 16))
+    labels = (x @ w.T @ read.T).argmax(1)
+
+    def logp(weight):
+        z = x @ weight.T @ read.T
+        return (
+            z
+            - z.max(1, keepdims=True)
+            - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1))[:, None]
+        )
+
+    residual = np.exp(logp(w)) - np.eye(5)[labels]
+    gradients = np.einsum("tm,tn->tmn", residual @ read, x)  # of each sample
+    importance = np.sqrt(np.square(gradients).mean(0).sum(1))
+    losses = []
+    for factors in (truncated_svd(w), fisher_svd(w, importance)):
+        made = factors.left[:, :6] @ factors.right[:6]
+        losses.append(-logp(made)[np.arange(400), labels].mean())
+    assert losses[1] < 0.5 * losses[0]
+
+
 def test_rescaled_inputs_leave_the_left_factor_alone(rng):
     w, x = problem(rng, 8, 12)
     c = rng.uniform(0.1, 10, 12)

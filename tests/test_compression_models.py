@@ -85,7 +85,9 @@ def test_weights_are_found_by_pattern(model):
     assert [w.layer for w in found] == sorted(w.layer for w in found)
     some = find_weights(model, "model.layers.*.self_attn.k_proj")
     assert [w.shape for w in some] == [(16, 32)] * 3
-    with pytest.raises(InvalidArgumentError, match=r"matches none\. Nearby names: .*k_proj"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"modules must be patterns .* Nearby names: .*k_proj"
+    ):
         find_weights(model, "model.layers.*.self_attn.key_proj")
     with pytest.raises(InvalidArgumentError, match="must match linear layers"):
         find_weights(model, "model.norm")

@@ -13,11 +13,12 @@ CORE = [ROOT / "csrc" / "include", ROOT / "csrc" / "src"]
 STEMS = (
     *("svd", "eigh", "qr", "cholesky", "solve_triangular", "gram", "pca"),
     *("topk", "encode", "knn", "adam", "kernel_matvec", "joint_kernel_sums"),
+    *("tensor_power", "mttkrp"),
 )
 # Private modules at the top of the package that every part of it may use.
 SEAMS = {
     *("_affine", "_arrays", "_checks", "_config", "_estimator", "_files", "_moments_estimator"),
-    *("_rows", "_safetensors", "_spectral", "_spectrum"),
+    *("_multisets", "_rows", "_safetensors", "_spectral", "_spectrum"),
 }
 OPTIONAL = {
     *("torch", "cupy", "sklearn", "scipy", "matplotlib", "transformers", "rich", "typer"),
@@ -150,8 +151,10 @@ def test_the_public_names_are_these():
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
         *("Grams", "gram", "grams"),
+        *("TensorPower", "tensor_power"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
         *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),
+        *("kernel_logsumexp", "mttkrp"),
         *("JointSums", "joint_kernel_sums"),
         *("set_num_threads", "get_num_threads", "show_config", "cpu_level"),
         *("errors", "spectrum", "__version__"),

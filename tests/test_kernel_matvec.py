@@ -306,6 +306,15 @@ def test_every_level_is_right(level, run_python):
         "        for kernel in KERNELS:\n"
         "            out = subspan.kernel_matvec(x, y, v, kernel=kernel)\n"
         "            assert error(out, x, y, v, kernel) < 10 * np.finfo(dtype).eps, (kernel, d)\n"
+        "    for d in (3, 12):\n"
+        "        x = rng.standard_normal((530, d)).astype(dtype)\n"
+        "        v = rng.uniform(size=(530, 1)).astype(dtype)\n"
+        "        for kernel in ('gaussian', 'rational_quadratic', 'matern52'):\n"
+        "            out = subspan.kernel_matvec(x, None, v, kernel=kernel, bandwidth=d**0.5)\n"
+        "            how = {'kernel': kernel, 'bandwidth': d**0.5}\n"
+        "            assert error(out, x, x, v, **how) < 10 * np.finfo(dtype).eps, (kernel, d)\n"
+        "            logs = subspan.kernel_logsumexp(x, x.copy(), v, **how)\n"
+        "            assert abs(np.exp(logs) / out - 1).max() < 50 * np.finfo(dtype).eps, kernel\n"
     )
     from pathlib import Path
 

@@ -192,5 +192,7 @@ void bind_knn(pybind11::module_& m);
 void bind_adam(pybind11::module_& m);
 void bind_kernel_matvec(pybind11::module_& m);
 void bind_joint_kernel_sums(pybind11::module_& m);
+void bind_tensor_power(pybind11::module_& m);
+void bind_mttkrp(pybind11::module_& m);
 
 }  // namespace subspan::bindings

@@ -54,6 +54,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   subspan::bindings::bind_adam(m);
   subspan::bindings::bind_kernel_matvec(m);
   subspan::bindings::bind_joint_kernel_sums(m);
+  subspan::bindings::bind_tensor_power(m);
+  subspan::bindings::bind_mttkrp(m);
 
   m.def("get_num_threads", &subspan::get_num_threads, "Threads that primitives use.");
   m.def("set_num_threads", &subspan::set_num_threads, py::arg("n"),

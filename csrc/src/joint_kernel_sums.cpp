@@ -30,6 +30,7 @@ namespace {
 #include "detail/vectors.inl.hpp"
 #include "detail/kernel_functions.inl.hpp"
 #include "detail/kernel_tiles.inl.hpp"
+#include "detail/kernel_weighing.inl.hpp"
 #include "detail/joint_tiles.inl.hpp"
 // clang-format on
 }  // namespace

@@ -22,13 +22,16 @@ from subspan._ops.encode import (
 )
 from subspan._ops.gram import Grams, gram, grams
 from subspan._ops.joint_kernel_sums import JointSums, joint_kernel_sums
+from subspan._ops.kernel_logsumexp import kernel_logsumexp
 from subspan._ops.kernel_matvec import kernel_matvec
 from subspan._ops.knn import KNN, Radius, knn, knn_both, radius_neighbors
 from subspan._ops.moments import Moments
+from subspan._ops.mttkrp import mttkrp
 from subspan._ops.pca import PCA
 from subspan._ops.qr import QR, qr
 from subspan._ops.solve_triangular import SolveTriangularInfo, solve_triangular
 from subspan._ops.svd import SVD, SVDInfo, svd, svdvals
+from subspan._ops.tensor_power import TensorPower, tensor_power
 from subspan._ops.topk import TopK, topk
 
 # isort: split
@@ -50,6 +53,7 @@ __all__ = [
     "SVDInfo",
     "SolveTriangularInfo",
     "SparseCode",
+    "TensorPower",
     "TopK",
     "__version__",
     "adam_step",
@@ -64,9 +68,11 @@ __all__ = [
     "gram",
     "grams",
     "joint_kernel_sums",
+    "kernel_logsumexp",
     "kernel_matvec",
     "knn",
     "knn_both",
+    "mttkrp",
     "qr",
     "radius_neighbors",
     "set_num_threads",
@@ -76,6 +82,7 @@ __all__ = [
     "spectrum",
     "svd",
     "svdvals",
+    "tensor_power",
     "threshold_encode",
     "topk",
     "topk_encode",

@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_logsumexp', 'kernel_logsumexp_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'mttkrp', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool) -> None:
     """
     One step of Adam on the rows of w [n, d], m and v, in place.
@@ -77,11 +77,19 @@ def joint_kernel_sums_backward(x: typing.Any, y: typing.Any, z: typing.Any, w: t
     """
     The gradient in x of weighted sums of the kernel of x and y.
     """
-def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+def kernel_logsumexp(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, parts: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Logarithms of products of kernel matrices [batch, n, m] and v into out.
+    """
+def kernel_logsumexp_backward(x: typing.Any, y: typing.Any, terms_x: typing.Any, terms_y: typing.Any, bandwidth: typing.Any, sums: typing.Any, of_x: typing.Any, exchanged: bool, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+    """
+    Gradients of kernel_logsumexp from exponents and factors.
+    """
+def kernel_matvec(x: typing.Any, y: typing.Any, v: typing.Any, bandwidth: typing.Any, out: typing.Any, lse: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, cutoff: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Products of kernel matrices [batch, n, m] and v into out.
     """
-def kernel_matvec_backward(x: typing.Any, y: typing.Any, v: typing.Any, g: typing.Any, bandwidth: typing.Any, of_x: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+def kernel_matvec_backward(x: typing.Any, y: typing.Any, v: typing.Any, g: typing.Any, bandwidth: typing.Any, of_x: typing.Any, kernel: str, alpha: typing.SupportsFloat | typing.SupportsIndex, degree: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, ranges: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The gradient of <g, K v> in x into of_x.
     """
@@ -100,6 +108,10 @@ def moments_merge(state: tuple, other: tuple) -> None:
 def moments_update(x: typing.Any, weights: typing.Any, state: tuple, float64: bool, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
     Adds rows [n, d] to a moments state.
+    """
+def mttkrp(x: typing.Any, factors: collections.abc.Sequence, mode: typing.SupportsInt | typing.SupportsIndex, out: typing.Any) -> None:
+    """
+    Tensors [batch, ...] times Khatri-Rao products of factors [batch, n, r], of which that of the mode may be None, into out.
     """
 def philox(counter: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"], key: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]) -> typing.Annotated[list[int], "FixedSize(4)"]:
     """
@@ -136,6 +148,10 @@ def sparse_decode_backward(values: typing.Any, indices: typing.Any, offsets: typ
 def svd(a: typing.Any, s: typing.Any, u: typing.Any, vh: typing.Any, info: typing.Any, nonfinite: str, raise_no_convergence: bool, function: str = 'svd', stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     Thin SVD of a batch [batch, m, n] into caller-owned outputs.
+    """
+def tensor_power(a: typing.Any, starts: typing.Any, order: typing.SupportsInt | typing.SupportsIndex, pairs: tuple, runs: tuple, shift: typing.SupportsFloat | typing.SupportsIndex | None, which: str, tol: typing.SupportsFloat | typing.SupportsIndex, merge: typing.SupportsFloat | typing.SupportsIndex, max_iter: typing.SupportsInt | typing.SupportsIndex, nonfinite: str, raise_no_convergence: bool) -> None:
+    """
+    Eigenpairs of symmetric tensors [batch, n] from starts [batch, m, d] into caller-owned outputs: pairs = (values, vectors, residuals, kinds, counts, number), runs = (iterations, pair_of, info).
     """
 def threshold_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typing.Any, threshold: typing.Any, offsets: typing.Any, allocate: collections.abc.Callable, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """

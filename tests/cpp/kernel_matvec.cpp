@@ -51,6 +51,28 @@ int main() {
   check(slope[0] == static_cast<double>(1 - n) && slope[n - 1] == static_cast<double>(n - 1),
         "gradients count points");
 
+  // Logarithms do not underflow: the nearest of the points 0 .. n - 1 to 10^4 is the last.
+  std::vector<double> far(n, 11000.0), logs(n);
+  subspan::kernel_logsumexp<double>(
+      {}, subspan::make_view<3>(static_cast<double const*>(far.data()), {1, n, 1}), points, weights,
+      bandwidth, subspan::make_view<3>(logs.data(), {1, n, 1}));
+  double const gap = 11000 - x.back();
+  check(close(logs[0], -gap * gap / 2, 1e-12), "the nearest point decides");
+
+  // Half of the rows meets the first hundred points, the other half nothing.
+  std::vector<subspan::index_t> const rows{0, n / 2, n}, columns{0, 100, n}, offsets{0, 1, 1},
+      tiles{0};
+  subspan::kernel_ranges const ranges{
+      subspan::make_view<1>(rows.data(), {3}), subspan::make_view<1>(columns.data(), {3}),
+      subspan::make_view<1>(offsets.data(), {3}), subspan::make_view<1>(tiles.data(), {1})};
+  how.function = subspan::kernel_function::sqdistance;
+  subspan::kernel_matvec<double>({}, points, points, weights, bandwidth, sums, how, std::nullopt,
+                                 &ranges);
+  check(close(out[0], 99.0 * 100 * 199 / 6, 1e-13), "squares of a hundred distances add up");
+  check(out[n - 1] == 0, "a row that meets nothing is 0");
+  how.function = subspan::kernel_function::gaussian;
+  subspan::kernel_matvec<double>({}, points, points, weights, bandwidth, sums, how);
+
   bool refused = false;
   try {
     double const none = 0;

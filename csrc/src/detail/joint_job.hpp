@@ -31,9 +31,13 @@ class joint_job : public kernel_job<T> {
             strided_view<T const, 3> z, strided_view<T const, 3> w,
             strided_view<double const, 1> bandwidth_x, strided_view<double const, 1> bandwidth_z,
             kernel_params const& of_x, kernel_params const& of_z)
-      : kernel_job<T>(ctx, table.tiles, x, y, bandwidth_x, of_x), table_(table), of_z_(of_z) {
+      : kernel_job<T>(ctx, table.tiles, {x, y, bandwidth_x, of_x, nullptr}),
+        table_(table),
+        of_z_(of_z) {
     for (index_t s = 0; s < z.shape[0]; ++s)
-      seconds_.emplace_back(ctx, table.tiles, matrix_of(z, s), matrix_of(w, s), bandwidth_z, of_z);
+      seconds_.emplace_back(
+          ctx, table.tiles,
+          kernel_problem<T>{matrix_of(z, s), matrix_of(w, s), bandwidth_z, of_z, nullptr});
   }
 
   bool has_greatest() const { return false; }
@@ -48,21 +52,20 @@ class joint_job : public kernel_job<T> {
       out += lanes * elements();
     }
   }
-  void pack_more_of_column(index_t first, index_t n, T* out) const {
+  void pack_more_of_column(index_t first, index_t const* ids, index_t n, T* out) const {
     for (auto const& second : seconds_) {
-      second.pack_column(first, n, out, out + k_run * second.depth());
+      second.pack_column(first, ids, n, out, out + k_run * second.depth());
       out += k_run * elements();
     }
   }
 
-  bool add_points(row_group<T>&, index_t, score_task<T> const&, T const*) const { return false; }
   void add(row_group<T>& group, index_t panel, T* tile, index_t n, T const* of_columns) const {
     index_t const width = this->kernels.size.width, lanes = group.panels * width;
-    alignas(64) T other[k_run * 128 / sizeof(T)], made[2048 / sizeof(T)];
+    alignas(64) T other[k_run * k_widest<T>], made[2 * k_widest<T>];
     double* sums = group.sums + panel * this->sums() * width;
     make_values<T>(table_, this->how_, tile, n);
     table_.sum(tile, n, made);
-    this->add_to(sums, made, width);
+    this->kernels.add(made, width, sums);
     sums += width;
     T const* of_rows = group.more;
     for (auto const& second : seconds_) {
@@ -73,7 +76,7 @@ class joint_job : public kernel_job<T> {
                            other);
       make_values<T>(table_, of_z_, other, n);
       table_.sum_both(tile, other, n, made);
-      this->add_to(sums, made, 2 * width);
+      this->kernels.add(made, 2 * width, sums);
       sums += 2 * width;
       of_rows += lanes * elements();
       of_columns += k_run * elements();

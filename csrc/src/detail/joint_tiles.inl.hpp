@@ -1,5 +1,5 @@
 // Compiled once per level, inside the namespace of the level; no include guard on purpose. Needs
-// detail/kernel_tiles.inl.hpp and detail/joint_tiles.hpp.
+// detail/kernel_weighing.inl.hpp and detail/joint_tiles.hpp.
 
 /// score^power for powers from -1 to 2.
 template <class P>
@@ -56,7 +56,7 @@ void sum_one(P const* tile, index_t count, P* out) {
 }
 
 template <class P>
-void sum_both(P const* tile, P const* other, index_t count, P* out) {
+void sum_products(P const* tile, P const* other, index_t count, P* out) {
   using shape = tile_shape<P>;
   tile_vector<P> sum[shape::vectors] = {}, both[shape::vectors] = {};
   for (index_t j = 0; j < count; ++j, tile += shape::width, other += shape::width)
@@ -76,18 +76,25 @@ void sum_both(P const* tile, P const* other, index_t count, P* out) {
 template <class P>
 inline constexpr detail::joint_kernels<P> joint_table{
     {.size = {tile_shape<P>::rows, tile_shape<P>::width},
+     .lanes = tile_shape<P>::lanes,
+     .point_panels = 1,
      .scores = &make_scores<P>,
      .weigh = nullptr,
      .weigh_points = nullptr,
      .apply = &apply_function<P>,
      .apply_slopes = &apply_slopes<P>,
      .apply_below = nullptr,
+     .apply_logs = nullptr,
+     .apply_terms = nullptr,
      .sum = nullptr,
+     .sum_both = nullptr,
      .sums = nullptr,
      .sums_of_differences = &sums_of_differences<P>,
+     .add_lanes = nullptr,
+     .add = &add_to<P>,
      .exp2 = nullptr},
     &raise_tile<P>,
     &raise_slopes<P>,
     &sum_one<P>,
-    &sum_both<P>,
+    &sum_products<P>,
     &weigh_both<P>};

@@ -16,6 +16,11 @@ constexpr bool is_radial(kernel_function k) {
          k != kernel_function::linear && k != kernel_function::polynomial;
 }
 
+/// Whether K is positive everywhere, so that it has a logarithm.
+constexpr bool has_logarithm(kernel_function k) {
+  return k <= kernel_function::exp_dot;  // all before it are, too
+}
+
 /// What coordinates are multiplied by after the division by the bandwidth; of a product those of x
 /// alone.
 inline double scale_of(kernel_params const& how) {

@@ -2,7 +2,9 @@
 // detail/vectors.inl.hpp and detail/kernel_tiles.hpp.
 //
 // Functions of a vector of scores, without tables and calls. `value` is the kernel, `slope` its
-// derivative up to the constant of factor_of_gradient.
+// derivative up to the constant of factor_of_gradient. Of kernels that are nowhere 0, `log_value` is
+// the logarithm of the value to base 2, also where the value is too small for its type, and
+// `log_slope` the slope over the value.
 
 template <class P>
 struct float_format;
@@ -12,10 +14,11 @@ struct float_format<float> {
   static constexpr int mantissa = 23;
   static constexpr float least = -125, most = 128;  // of exponents: below 0, from there on infinity
   static constexpr float integer = 0x1p23f, to_integer = 0x1.8p23f;
-  // 2^f to 2 ulp for |f| <= 1/2: least greatest relative error among those with 2^0 = 1.
-  static constexpr float exp2[] = {0x1.41fbbcp-13f, 0x1.5f3e54p-10f, 0x1.3b2d4cp-7f,
-                                   0x1.c6aee8p-5f,  0x1.ebfbdcp-3f,  0x1.62e430p-1f};
-  static constexpr int exp2_terms = 6, log2_terms = 5;
+  // 2^f to 2 ulp for |f| <= 1/2, multiplications fused or not: least error in ulp, with 2^0 = 1.
+  static constexpr float exp2[] = {0x1.5ab43ap-10f, 0x1.3cec66p-7f, 0x1.c6ba9ep-5f, 0x1.ebf9b2p-3f,
+                                   0x1.62e424p-1f};
+  static constexpr int exp2_terms = 5, log2_terms = 5;
+  static constexpr float lowest = -0x1p120f;  // of logarithms: what is below is that of 0
 };
 template <>
 struct float_format<double> {
@@ -28,6 +31,7 @@ struct float_format<double> {
       0x1.ffcbfbaa7aa8bp-17, 0x1.4309130ed606cp-13, 0x1.5d87fe78cd37fp-10, 0x1.3b2ab6fba0127p-7,
       0x1.c6b08d7049fe9p-5,  0x1.ebfbdff82c5a4p-3,  0x1.62e42fefa39efp-1};
   static constexpr int exp2_terms = 11, log2_terms = 11;
+  static constexpr double lowest = -0x1p1000;
 };
 
 template <class P>
@@ -69,13 +73,16 @@ template <class P>
   return x >= float_format<P>::most ? infinity - tile_vector<P>{} : exp2_minus<P>(-x);
 }
 
+template <class P>
+inline constexpr P k_log2_e = P(1.4426950408889634074);
+
 /// log2(1 + z) for z >= 0, with a small relative error down to 0; NaN and infinity are not told
 /// from numbers.
 template <class P>
 [[gnu::always_inline]] inline tile_vector<P> log2_one_plus(tile_vector<P> z) {
   using format = float_format<P>;
   using bits = typename format::bits;
-  constexpr P log2_e = P(1.4426950408889634074), root_half = P(0.70710678118654752440);
+  constexpr P root_half = P(0.70710678118654752440);
   tile_vector<P> const w = z + P{1}, lost = z - (w - P{1});
   // w = m 2^e with m from the root of a half to that of two.
   tile_bits<P> const e = ((tile_bits<P>)w - std::bit_cast<bits>(root_half)) >> format::mantissa,
@@ -91,7 +98,13 @@ template <class P>
   tile_vector<P> sum = tile_vector<P>{} + P{2} / (2 * format::log2_terms + 1);
 #pragma GCC unroll 16
   for (int k = format::log2_terms - 1; k >= 0; --k) sum = sum * square + P{2} / (2 * k + 1);
-  return whole + s * sum * log2_e;
+  return whole + s * sum * k_log2_e<P>;
+}
+
+/// The same of any score: infinity and NaN stay what they are.
+template <class P>
+[[gnu::always_inline]] inline tile_vector<P> log2_one_plus_any(tile_vector<P> z) {
+  return z <= std::numeric_limits<P>::max() ? log2_one_plus<P>(z) : z;
 }
 
 template <class P>
@@ -99,7 +112,15 @@ struct of_gaussian {
   using V = tile_vector<P>;
   [[gnu::always_inline]] V value(V s) const { return exp2_minus<P>(s); }
   [[gnu::always_inline]] V slope(V s) const { return value(s); }
+  [[gnu::always_inline]] V log_value(V s) const { return -s; }
+  [[gnu::always_inline]] V log_slope(V) const { return V{} + P{1}; }
 };
+/// 1 over the root of a score; 0 of 0, where distances have no derivative.
+template <class P>
+[[gnu::always_inline]] inline tile_vector<P> over_root(tile_vector<P> s) {
+  tile_vector<P> const r = square_root(s);
+  return r == 0 ? r : 1 / r;
+}
 template <class P>
 struct of_laplacian {
   using V = tile_vector<P>;
@@ -108,11 +129,13 @@ struct of_laplacian {
     V const r = square_root(s);
     return r == 0 ? r : exp2_minus<P>(r) / r;
   }
+  [[gnu::always_inline]] V log_value(V s) const { return -square_root(s); }
+  [[gnu::always_inline]] V log_slope(V s) const { return over_root<P>(s); }
 };
 /// e^-t, t the root of the score.
 template <class P>
 [[gnu::always_inline]] inline tile_vector<P> exp_below(tile_vector<P> t) {
-  return exp2_minus<P>(t * P(1.4426950408889634074));
+  return exp2_minus<P>(t * k_log2_e<P>);
 }
 template <class P>
 struct of_matern32 {
@@ -122,6 +145,11 @@ struct of_matern32 {
     return (t + P{1}) * exp_below<P>(t);
   }
   [[gnu::always_inline]] V slope(V s) const { return exp_below<P>(square_root(s)); }
+  [[gnu::always_inline]] V log_value(V s) const {
+    V const t = square_root(s);
+    return log2_one_plus<P>(t) - t * k_log2_e<P>;
+  }
+  [[gnu::always_inline]] V log_slope(V s) const { return 1 / (square_root(s) + P{1}); }
 };
 template <class P>
 struct of_matern52 {
@@ -134,12 +162,22 @@ struct of_matern52 {
     V const t = square_root(s);
     return (t + P{1}) * exp_below<P>(t);
   }
+  [[gnu::always_inline]] V log_value(V s) const {
+    V const t = square_root(s);
+    return log2_one_plus<P>(s * (P{1} / 3) + t) - t * k_log2_e<P>;
+  }
+  [[gnu::always_inline]] V log_slope(V s) const {
+    V const above = square_root(s) + P{1};
+    return above / (s * (P{1} / 3) + above);
+  }
 };
 template <class P>
 struct of_cauchy {
   using V = tile_vector<P>;
   [[gnu::always_inline]] V value(V s) const { return 1 / (s + P{1}); }
   [[gnu::always_inline]] V slope(V s) const { return value(s) * value(s); }
+  [[gnu::always_inline]] V log_value(V s) const { return -log2_one_plus_any<P>(s); }
+  [[gnu::always_inline]] V log_slope(V s) const { return 1 / (s + P{1}); }
 };
 template <class P>
 struct of_rational_quadratic {
@@ -151,12 +189,16 @@ struct of_rational_quadratic {
     return s == s ? kept : s;
   }
   [[gnu::always_inline]] V slope(V s) const { return value(s) / (s + P{1}); }
+  [[gnu::always_inline]] V log_value(V s) const { return -log2_one_plus_any<P>(s) * alpha; }
+  [[gnu::always_inline]] V log_slope(V s) const { return 1 / (s + P{1}); }
 };
 template <class P>
 struct of_exp_dot {
   using V = tile_vector<P>;
   [[gnu::always_inline]] V value(V s) const { return exp2_of<P>(s); }
   [[gnu::always_inline]] V slope(V s) const { return value(s); }
+  [[gnu::always_inline]] V log_value(V s) const { return s; }
+  [[gnu::always_inline]] V log_slope(V) const { return V{} + P{1}; }
 };
 template <class P>
 struct of_score {
@@ -182,10 +224,7 @@ template <class P>
 struct of_distance {
   using V = tile_vector<P>;
   [[gnu::always_inline]] V value(V s) const { return square_root(s); }
-  [[gnu::always_inline]] V slope(V s) const {
-    V const r = square_root(s);
-    return r == 0 ? r : 1 / r;
-  }
+  [[gnu::always_inline]] V slope(V s) const { return over_root<P>(s); }
 };
 
 /// Action::run(f, arguments...) with the functions of a kernel: the only place that knows all of

@@ -16,8 +16,9 @@ template <class T>
 struct ordered_rows {
   rows_view<T> all;
   index_t const* ids = nullptr;  // null: as they are
+  index_t first = 0;
 
-  index_t operator[](index_t i) const { return ids != nullptr ? ids[i] : i; }
+  index_t operator[](index_t i) const { return ids != nullptr ? ids[first + i] : first + i; }
 };
 
 /// Row b of a batch.
@@ -42,6 +43,16 @@ bool is_finite(rows_view<T> const& a) {
   return true;
 }
 
+/// The arguments that all jobs have.
+template <class T>
+struct kernel_problem {
+  rows_view<T> x, y;
+  strided_view<double const, 1> bandwidth;
+  kernel_params const& how;
+  kernel_ranges const* ranges;  // null: all pairs
+  bool exchanged = false;       // x is the y of another, whose scores are wanted to the last bit
+};
+
 /// The mean of what is finite in every column.
 template <class T>
 void mean_of(rows_view<T> const& a, double* mean, double* count) {
@@ -62,13 +73,13 @@ void mean_of(rows_view<T> const& a, double* mean, double* count) {
 /// not finite becomes the NaN without a payload. norms, if wanted: the squares of the rows.
 template <class T>
 void pack_points(ordered_rows<T> const& from, double const* centre, double const* scale,
-                 index_t first, index_t count, index_t width, T* out, T* norms) {
+                 index_t count, index_t width, T* out, T* norms) {
   index_t const d = from.all.shape[1];
   for (index_t i0 = 0; i0 < count; i0 += width, out += width * d) {
     index_t const n = std::min(width, count - i0);
     if (n < width) std::fill_n(out, width * d, T{0});
     for (index_t i = 0; i < n; ++i) {
-      T const* const row = from.all.data + from[first + i0 + i] * from.all.strides[0];
+      T const* const row = from.all.data + from[i0 + i] * from.all.strides[0];
       double square = 0;
       for (index_t c = 0; c < d; ++c) {
         double const moved = static_cast<double>(row[c * from.all.strides[1]]) - centre[c];
@@ -92,22 +103,26 @@ struct coordinates {
 template <class T>
 class coordinate_system {
  public:
-  coordinate_system(context const& ctx, rows_view<T> const& y,
-                    strided_view<double const, 1> bandwidth, kernel_params const& how)
-      : memory_(ctx, 5 * y.shape[1]) {
-    index_t const d = y.shape[1];
+  coordinate_system(context const& ctx, kernel_problem<T> const& problem)
+      : memory_(ctx, 5 * problem.x.shape[1]) {
+    auto const& [x, y, bandwidth, how, ranges, exchanged] = problem;
+    index_t const d = x.shape[1];
     double* const at = memory_.data();
     all_ = {at, at + d, at + 2 * d, at + 3 * d};
     bool const radial = is_radial(how.function);
     // Weights that sum to one do not see what all of y share.
     if (radial || how.function == kernel_function::softmax)
-      mean_of(y, all_.centre_y, at + 4 * d);
+      mean_of(exchanged ? x : y, all_.centre_y, at + 4 * d);
     else
       std::fill_n(all_.centre_y, d, 0.0);
     for (index_t c = 0; c < d; ++c) {
       all_.centre_x[c] = radial ? all_.centre_y[c] : 0;
       all_.scale_x[c] = scale_of(how) / bandwidth(c);
       all_.scale_y[c] = radial ? all_.scale_x[c] : 1;
+    }
+    if (exchanged) {
+      std::swap(all_.centre_x, all_.centre_y);
+      std::swap(all_.scale_x, all_.scale_y);
     }
   }
   coordinates const& operator*() const { return all_; }

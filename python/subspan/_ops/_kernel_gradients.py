@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _arrays, _core
+from subspan._ops._kernel_arguments import Ranges
 
-__all__ = ["Kernel", "multiply", "product"]
+__all__ = ["Kernel", "in_widths", "multiply", "product"]
 
 Widths = npt.NDArray[np.float64]
 
@@ -24,11 +25,17 @@ class Kernel(NamedTuple):
     degree: int = 3
     offset: float = 1.0
     cutoff: float = 0.0
+    ranges: Ranges | None = None
 
     @property
-    def arguments(self) -> tuple[str, float, int, float]:
+    def arguments(self) -> tuple[str, float, int, float, Ranges | None]:
         """All but the cut-off, which gradients do not have."""
-        return self[:4]
+        return (*self[:4], self.ranges)
+
+    @property
+    def exchanged(self) -> Kernel:
+        """The same for x and y exchanged, of all pairs that are no matter of ranges."""
+        return self._replace(cutoff=0.0, ranges=self.ranges and self.ranges.transposed())
 
     @property
     def of_products(self) -> bool:
@@ -73,19 +80,11 @@ class _Sides(NamedTuple):
         return out
 
     def in_y(self) -> Any:
-        return self._replace(x=self.y, y=self.x, v=self.g, g=self.v).in_x()
+        how = self.how.exchanged
+        return self._replace(x=self.y, y=self.x, v=self.g, g=self.v, how=how).in_x()
 
     def in_v(self) -> Any:
-        return multiply(self.y, self.x, self.g, self.widths, self.how._replace(cutoff=0.0))[0]
-
-    def in_widths(self, of_x: Any, of_y: Any) -> Any:
-        """K sees x / b and y / b: a growth of b is one of both the other way; of products, once."""
-        if self.how.of_products:
-            total = (self.x.double() * of_x).sum((0, 1))
-        else:
-            centre = self.y.double().sum(1, keepdim=True) / max(int(self.y.shape[1]), 1)
-            total = ((self.x - centre) * of_x).sum((0, 1)) + ((self.y - centre) * of_y).sum((0, 1))
-        return -total / _tensor(self.widths)
+        return multiply(self.y, self.x, self.g, self.widths, self.how.exchanged)[0]
 
     def of_softmax(self, lse: Any, out: Any) -> _Sides:
         """Return the same by exp_dot: what is subtracted is one coordinate more.
@@ -102,8 +101,21 @@ class _Sides(NamedTuple):
             torch.cat([self.v, ones], 2),
             torch.cat([self.g, -(self.g * out).sum(2, keepdim=True)], 2),
             np.append(self.widths, 1.0),
-            Kernel("exp_dot"),
+            Kernel("exp_dot", ranges=self.how.ranges),
         )
+
+
+def in_widths(
+    points: tuple[Any, Any], gradients: tuple[Any, Any], widths: Widths, how: Kernel
+) -> Any:
+    """K sees x / b and y / b: a growth of b is one of both the other way; of products, once."""
+    (x, y), (of_x, of_y) = points, gradients
+    if how.of_products:
+        total = (x.double() * of_x).sum((0, 1))
+    else:
+        centre = y.double().sum(1, keepdim=True) / max(int(y.shape[1]), 1)
+        total = ((x - centre) * of_x).sum((0, 1)) + ((y - centre) * of_y).sum((0, 1))
+    return -total / _tensor(widths)
 
 
 def _tensor(widths: Widths) -> Any:
@@ -139,7 +151,7 @@ def _function() -> Any:
             of_y = sides.in_y()[..., :d] if needs_y or distances else None
             of_b = None
             if needs_b:
-                of_b = given.in_widths(of_x, of_y)
+                of_b = in_widths(given[:2], (of_x, of_y), ctx.widths, ctx.how)
                 of_b = (of_b if bandwidth.ndim else of_b.sum()).to(bandwidth.dtype)
             return (
                 of_x if needs_x else None,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from subspan import _arrays, _checks
 from subspan._ops import _gradients, _kernel_gradients
-from subspan._ops._batch import broadcast, reshaped
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan._ops._kernel_arguments import operands, ranges_of, tracked_width, widths_of
+from subspan.errors import InvalidArgumentError
 
 __all__ = ["kernel_matvec"]
 
@@ -29,7 +25,7 @@ _KERNELS = (
 def kernel_matvec(
     x: Any,
     y: Any,
-    v: Any,
+    v: Any = None,
     *,
     kernel: str = "gaussian",
     bandwidth: Any = 1.0,
@@ -37,6 +33,7 @@ def kernel_matvec(
     degree: int = 3,
     offset: float = 1.0,
     cutoff: float = 0.0,
+    ranges: Any = None,
     method: str = "exact",
     tol: float | None = None,
     rank: int | None = None,
@@ -69,8 +66,9 @@ def kernel_matvec(
         float32 or float64 of numpy, torch or another library with DLPack (CPU); any strides.
     y : array (..., m, d) or None
         None: x itself. Leading axes of all arrays broadcast.
-    v : array (m,), (..., m) or (..., m, e)
+    v : array (m,), (..., m) or (..., m, e), or None
         One or several right-hand sides. With one axis, or one fewer than x and y, v is vectors.
+        None: ones, so that the result is the sums of the rows of the matrix.
     kernel : str
         One of the names above.
     bandwidth : float or array (d,)
@@ -83,6 +81,11 @@ def kernel_matvec(
         In [0, 1), of kernels that decrease with D: pairs with k below may be left out, so that
         where the bandwidth is small beside the spread most are. The error of ``out_i`` grows by at
         most ``cutoff * sum(abs(v))``. Gradients are those of all pairs.
+    ranges : tuple of four integer arrays or None
+        Pairs that count, as ``(rows, columns, offsets, tiles)``: tile t of rows is
+        ``x[rows[t] : rows[t + 1]]``, and it meets the tiles ``tiles[offsets[t] : offsets[t + 1]]``
+        of columns, in ascending order, of which tile s is ``y[columns[s] : columns[s + 1]]``. All
+        other k count as 0. Not together with a cutoff or another method.
     method : {"exact", "nystrom", "rff", "sparse", "auto"}
         The others approximate, of points (n, d) and (m, d) without gradients, and measure by how
         much: from landmarks (`subspan.kernels.nystrom`; positive definite kernels), from random
@@ -110,8 +113,9 @@ def kernel_matvec(
     ------
     InvalidArgumentError
         Shapes do not fit; a bandwidth is not positive; an unknown name; y without rows for
-        "softmax"; sums that overflow though all arguments are finite (of "exp_dot", say); NaN or
-        infinity where the method is not exact; a rank or tol that does not suit the method.
+        "softmax"; ranges that are no pattern; sums that overflow though all arguments are finite
+        (of "exp_dot", say); NaN or infinity where the method is not exact; a rank or tol that does
+        not suit the method.
     ConvergenceError
         The method cannot meet tol; the message names the error that it reaches.
     DtypeError
@@ -121,16 +125,18 @@ def kernel_matvec(
 
     Notes
     -----
-    2 n m (d + e) flops and n m values of k, but 2 (n + m) d e for "linear"; memory 8 n e bytes and
-    at most 16 MiB of packed points. Coordinates are taken from the mean of y in float64 before they
-    are rounded, so a common offset costs no accuracy. Distances come from differences where d <= 8
-    or where two points are near each other; equal points have distance 0. Values are made in the
-    dtype of x (2 ulp of the power of two), summed in it over 128 points and in float64 beyond. The
-    error of a sum is a few ulp times the sum of ``|k v|`` times (1 + the exponent). Values below
-    2^-125 (float64: 2^-1021) count as 0.
+    2 n m (d + e) flops and n m values of k, but 2 (n + m) d e for "linear"; where y is x, or None,
+    and v has at most three columns, half of both. Memory: 8 n e bytes and some 16 MiB of packed
+    points. Coordinates are taken from the mean of y in float64 before they are rounded, so a common
+    offset costs no accuracy. Distances come from differences where d <= 8 or where two points are
+    near each other; equal points have distance 0. Values are made in the dtype of x (2 ulp of the
+    power of two), summed in it over 128 points and in float64 beyond. The error of a sum is a few
+    ulp times the sum of ``|k v|`` times (1 + the exponent). Values below 2^-125 (float64: 2^-1021)
+    count as 0.
 
-    A result depends neither on the threads nor on the batch, nor, without a cutoff, on other rows
-    of x. NaN or infinity in a row of x makes that row NaN, in y or v all rows.
+    A result depends neither on the threads nor on the batch, nor, where y is not x and without a
+    cutoff, on other rows of x. NaN or infinity in a row of x makes that row NaN, in y or v all
+    rows.
 
     References
     ----------
@@ -150,6 +156,11 @@ def kernel_matvec(
     if method != "exact" or return_info or tol is not None or rank is not None:
         from subspan.kernels.methods import Kernel, Request, product  # made of exact products
 
+        if ranges is not None:
+            raise InvalidArgumentError(
+                f"[{_NAME}] ranges must be None unless the product is exact, without tol, rank and "
+                f"return_info, got a pattern with method={method!r}"
+            )
         asked = Request(
             Kernel(kernel, bandwidth, alpha, degree, offset), method, tol, rank, seed, cutoff
         )
@@ -169,96 +180,15 @@ def kernel_matvec(
     )
     if how.alpha <= 0:
         raise InvalidArgumentError(f"[{_NAME}] alpha must be > 0, got {how.alpha}")
-    points = _operands(x, x if y is None else y, v, "x" if y is None else "y")
-    d = int(points.x.shape[-1])
-    widths = _bandwidth(bandwidth, d)
-    tracked = bandwidth if _gradients.wanted(bandwidth) else None
-    if tracked is not None and _arrays.library_of(x) != "torch":
-        raise DtypeError(
-            f"[{_NAME}] bandwidth must require no gradient where x is of "
-            f"{_arrays.library_of(x)}, got one that does. Pass bandwidth.detach()"
-        )
+    how = how._replace(ranges=ranges_of(_NAME, ranges))
+    if how.ranges is not None and cutoff > 0:
+        raise InvalidArgumentError(f"[{_NAME}] cutoff must be 0 with ranges, got {cutoff}")
+    points = operands(_NAME, x, y, v)
+    widths = widths_of(_NAME, bandwidth, int(points.x.shape[-1]))
+    tracked = tracked_width(_NAME, bandwidth, x)
     if tracked is not None or any(map(_gradients.wanted, points[:3])):
         out = _kernel_gradients.product(points[:3], tracked, widths, how)
     else:
         out, _ = _kernel_gradients.multiply(points.x, points.y, points.v, widths, how)
     out = out.reshape((*points.lead, *out.shape[1:]))
     return _arrays.deliver(x, out[..., 0] if points.vectors else out)
-
-
-class _Points(NamedTuple):
-    """What the core takes: [batch, n, d], [batch, m, d], [batch, m, e]."""
-
-    x: Any
-    y: Any
-    v: Any
-    lead: tuple[int, ...]
-    vectors: bool
-
-
-def _operands(x: Any, y: Any, v: Any, name_of_y: str) -> _Points:
-    arrays = {"x": x, name_of_y: y, "v": v}
-    _arrays.require_same(_NAME, **arrays)
-    wanted = _arrays.dtype_name(x)
-    for name, array in arrays.items():
-        came = _arrays.dtype_name(array)
-        if came not in {"float32", "float64"}:
-            raise DtypeError(
-                f"[{_NAME}] {name} must be float32 or float64, got {came}. Convert it first"
-            )
-        if came != wanted:
-            raise DtypeError(
-                f"[{_NAME}] {name} must be {wanted} like x, got {came}. Convert it first"
-            )
-        _checks.ndim(_NAME, name, array, 1 if name == "v" else 2, or_more=True)
-    x, y, v = (
-        array if _gradients.wanted(array) else _arrays.exportable(_NAME, name, array)
-        for name, array in (("x", x), (name_of_y, y), ("v", v))
-    )
-    of_x, of_y, of_v = (tuple(map(int, array.shape)) for array in (x, y, v))
-    if of_x[-1] != of_y[-1]:
-        raise InvalidArgumentError(
-            f"[{_NAME}] y must have {of_x[-1]} columns like x, got {of_y[-1]} (shape {of_y})"
-        )
-    vectors = len(of_v) in {1, max(len(of_x), len(of_y)) - 1}
-    matrices = (*of_v, 1) if vectors else of_v
-    try:
-        lead = np.broadcast_shapes(of_x[:-2], of_y[:-2], matrices[:-2])
-    except ValueError:
-        lead = None
-    if lead is None:
-        raise InvalidArgumentError(
-            f"[{_NAME}] x, y and v must have leading axes that broadcast, got shapes "
-            f"{of_x}, {of_y} and {of_v}. With one axis, or one fewer than x and y, v is vectors"
-        )
-    if matrices[-2] != of_y[-2]:
-        form = "(..., m)" if vectors else "(..., m, e)"
-        raise InvalidArgumentError(
-            f"[{_NAME}] v must be {form} with m = {of_y[-2]}, the rows of {name_of_y}, got shape "
-            f"{of_v}. With one axis, or one fewer than x and y, v is vectors"
-        )
-
-    def batched(array: Any, shape: tuple[int, ...]) -> Any:
-        whole = broadcast(array, lead + shape)
-        return reshaped(whole, (prod(lead), *shape))
-
-    v = reshaped(v, matrices)
-    return _Points(
-        batched(x, of_x[-2:]), batched(y, of_y[-2:]), batched(v, matrices[-2:]), lead, vectors
-    )
-
-
-def _bandwidth(bandwidth: Any, d: int) -> npt.NDArray[np.float64]:
-    if _arrays.library_of(bandwidth):
-        widths = np.asarray(_arrays.to_numpy(bandwidth), np.float64)
-        if widths.shape not in {(), (d,)}:
-            raise InvalidArgumentError(
-                f"[{_NAME}] bandwidth must be a number or have shape ({d},), one element per "
-                f"column of x, got {widths.shape}"
-            )
-    else:
-        widths = np.array(_checks.real(_NAME, "bandwidth", bandwidth))
-    bad = widths[~(widths > 0)]
-    if bad.size:
-        raise InvalidArgumentError(f"[{_NAME}] bandwidth must be > 0, got {bad.flat[0]}")
-    return np.array(np.broadcast_to(widths, (d,)))

@@ -3,10 +3,10 @@
 On arrays: `truncated_svd`, `activation_svd`, `whitened_svd` and `fisher_svd` give the factors of
 all ranks with the error of each, `sparse_dictionary` a dictionary with sparse codes; `allocate`
 spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mixed_basis` and
-`utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate` collects the
-moments of every input once, `replace_weights` puts factors in the place of weights, `save`, `load`
-and `export` write and read them, `perplexity` says what it cost, and `compress` does all of it and
-writes a report. Importing this package imports neither torch nor transformers.
+`utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate`
+collects the moments of every input once, `replace_weights` puts factors in the place of weights,
+`save`, `load` and `export` write and read them, `perplexity` says what it cost, and `compress` does
+all of it and writes a report. Importing this package imports neither torch nor transformers.
 """
 
 from subspan.compression._job import Compression as Compression
@@ -51,3 +51,48 @@ from subspan.compression.weights import load as load
 from subspan.compression.weights import replace_weights as replace_weights
 from subspan.compression.weights import replaced as replaced
 from subspan.compression.weights import save as save
+
+__all__ = [
+    "Allocation",
+    "CacheBasis",
+    "Calibration",
+    "Compression",
+    "Dense",
+    "Factors",
+    "LowRank",
+    "MixedBasis",
+    "Options",
+    "Perplexity",
+    "Quantized",
+    "Replacement",
+    "SparseDictionary",
+    "Storage",
+    "UtilisedRank",
+    "Weight",
+    "activation_svd",
+    "allocate",
+    "cache_basis",
+    "calibrate",
+    "compress",
+    "dense_storage",
+    "dictionary_size",
+    "dictionary_storage",
+    "export",
+    "find_weights",
+    "fisher_svd",
+    "load",
+    "low_rank_storage",
+    "mixed_basis",
+    "perplexity",
+    "quantize",
+    "quantized_storage",
+    "rank_of_kept",
+    "rank_options",
+    "replace_weights",
+    "replaced",
+    "save",
+    "sparse_dictionary",
+    "truncated_svd",
+    "utilised_rank",
+    "whitened_svd",
+]

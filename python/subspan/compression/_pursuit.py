@@ -11,7 +11,7 @@ import subspan
 
 __all__ = ["Codes", "pursue"]
 
-_SCRATCH = 1 << 25  # bytes of projected atoms at a time: they stay in the cache for small problems
+_SCRATCH = 1 << 23  # bytes of projected atoms at a time, which are read once a step: from a cache
 _SPENT = 1e-10  # an atom with less than this of its squared length left adds nothing
 
 

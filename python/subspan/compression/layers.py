@@ -62,7 +62,12 @@ def find_weights(model: Model, modules: str | Iterable[str] | None = None) -> li
     UnsupportedError
         No pattern is given and the blocks cannot be told apart.
     """
-    plan = make_plan(model, _patterns(model, modules), None)
+    try:
+        plan = make_plan(model, _patterns(model, modules), None)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"[find_weights] modules must be patterns that match linear layers, got: {error}"
+        ) from error
     sites = {id(probe): probe.sites[0] for probe in plan.probes}
     order = {id(module): place for place, module in enumerate(model.hf.modules())}
     linear = [probe for probe in plan.probes if type(probe.module).__name__ in _LINEAR]

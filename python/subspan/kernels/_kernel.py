@@ -69,9 +69,10 @@ class Kernel:
             return np.ones(len(x))
         wide = x.astype(np.float64)
         products = (wide * wide / self.widths(x.shape[1])).sum(1)
-        if self.name == "polynomial":
-            return np.asarray((products + self.offset) ** self.degree)
-        return np.asarray(np.exp(products) if self.name == "exp_dot" else products)
+        with np.errstate(over="ignore"):  # whoever asks refuses infinity
+            if self.name == "polynomial":
+                return np.asarray((products + self.offset) ** self.degree)
+            return np.asarray(np.exp(products) if self.name == "exp_dot" else products)
 
     def profile(self, distances: Floats) -> Floats:
         """Return k as a function of D, of a kernel that decreases with it."""
@@ -116,8 +117,7 @@ def points(function: str, **arrays: Any) -> list[Array]:
     for name, array in given.items():
         came = _arrays.dtype_name(array)
         if came != wanted or came not in {"float32", "float64"}:
-            like = wanted if wanted in {"float32", "float64"} and name != first else "float32 or "
-            like += "float64" if like.endswith("or ") else f" like {first}"
+            like = "float32 or float64" if name == first else f"{wanted} like {first}"
             raise DtypeError(f"[{function}] {name} must be {like}, got {came}. Convert it first")
         _checks.ndim(function, name, array, 2)
         rows = _arrays.to_numpy(_arrays.exportable(function, name, array))

@@ -25,7 +25,7 @@ _EXACT = "norm2(out - K v) / norm2(K v), but for rounding"
 _RANK = 1024  # landmarks, where nobody says how many
 _FEATURES = 1 << 16  # random features, where nobody says how many
 _FIRST = 512  # random features from which the others are foretold
-_SMALL = 2e8  # nanoseconds of the exact product, below which looking for another takes longer
+_SMALL = 1e8  # nanoseconds of the exact product, below which looking for another takes longer
 _WORTH = 0.7  # of the exact product, what another may cost to be tried
 
 
@@ -101,13 +101,14 @@ def _choosable(x: Any, y: Any, v: Any, asked: Request) -> bool:
     y = x if y is None else y
     if not asked.tol or asked.cutoff or asked.kernel.name not in DEFINITE:
         return False
-    if not all(map(_arrays.library_of, (x, y, v))):
+    if not all(map(_arrays.library_of, (x, y, x if v is None else v))):
         return False
-    if (len(x.shape), len(y.shape)) != (2, 2) or len(v.shape) not in {1, 2}:
+    shape = (1,) if v is None else tuple(v.shape)
+    if (len(x.shape), len(y.shape)) != (2, 2) or len(shape) not in {1, 2}:
         return False
     if any(getattr(a, "requires_grad", False) for a in (x, y, v, asked.kernel.bandwidth)):
         return False
-    n, m, d, e = (int(k) for k in (x.shape[0], y.shape[0], x.shape[1], prod(v.shape[1:])))
+    n, m, d, e = (int(k) for k in (x.shape[0], y.shape[0], x.shape[1], prod(shape[1:])))
     return _cost.Size(n, m, d, e, _arrays.dtype_name(x) == "float64").exact() > _SMALL
 
 
@@ -118,6 +119,8 @@ def _job(x: Any, y: Any, v: Any, asked: Request) -> tuple[_Job, bool]:
     first, last = rows[0], rows[-1]
     allowed = {"sparse": DECREASING, "rff": FEATURED}.get(method, DEFINITE)
     kernel.check(_NAME, first.shape[1], allowed)
+    if v is None:
+        v = _arrays.from_numpy(x, np.ones(len(last), first.dtype))
     _arrays.require_same(_NAME, x=x, v=v)
     values, vectors = sides(_NAME, "v", v, len(last), first.dtype)
     if rank is not None:
@@ -214,7 +217,8 @@ def _auto(job: _Job) -> _Product:
     if job.kernel.name in DECREASING:
         cutoff = pilot.cutoff(job.tol)
         ways["cutoff"] = pilot.size.boxed(pilot.share(cutoff))
-        ways["sparse"] = pilot.plan(job.tol).cost
+        if pilot.size.search(0) < ways["exact"]:
+            ways["sparse"] = pilot.plan(job.tol).cost
     rank = _foreseen(job, pilot)
     if rank is not None:
         total = len(job.x) + (0 if job.one_sided else len(job.y))

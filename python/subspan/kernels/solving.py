@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``: "landmarks", then "iterations" (at most total)."""
 
 _DENSE = 3000  # points up to which the matrix is made and decomposed
-_STORED = 1 << 25  # numbers of the preconditioner, where nobody says how many
+_STORED = 1 << 26  # numbers of the preconditioner, where nobody says how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +86,8 @@ def solve(
     max_iterations : int
         Of "cg".
     rank : int, optional
-        Landmarks of the preconditioner, 0 for none. None: 3 sqrt(n), fewer where they would take
-        more than 256 MB or the rest is small beside the regularization.
+        Landmarks of the preconditioner, 0 for none. None: 10 sqrt(n), fewer where they would take
+        more than 512 MB, or leave a trace of K below the regularization.
     seed : int
         0 to 2^64 - 1, for the landmarks.
     progress : callable, optional
@@ -238,12 +238,12 @@ class _Preconditioner:
     def __init__(self, system: _System, rank: int | None, seed: int, tell: Progress) -> None:
         n = len(system.x)
         self.strength = system.strength
-        most = min(n, int(3 * np.sqrt(n)) + 1, _STORED // n) if rank is None else rank
+        most = min(n, int(10 * np.sqrt(n)), max(1, _STORED // n)) if rank is None else rank
         growth = PivotedCholesky(system.x, system.kernel, seed)
         tell("landmarks", 0, most)
         while growth.rank < most and not growth.exhausted:
-            # What is left does not matter once it is well below the regularization.
-            if rank is None and growth.residual.sum() <= 0.1 * system.strength:
+            # The condition is at most 1 + trace / strength: a few iterations from here.
+            if rank is None and growth.residual.sum() <= system.strength:
                 break
             growth.grow(min(most, growth.rank + 32))
             tell("landmarks", growth.rank, most)

@@ -10,4 +10,5 @@ struct one_by_one {
   P (*log2_one_plus)(P);
   P (*value)(subspan::kernel_params const&, P);
   P (*slope)(subspan::kernel_params const&, P);
+  void (*log_value)(subspan::kernel_params const&, P x, P* value, P* slope);  // where they exist
 };

@@ -49,6 +49,17 @@ struct storing_slope {
 };
 
 template <class P>
+struct storing_logs {
+  template <class Function>
+  static void run(Function f, P x, P* value, P* slope) {
+    if constexpr (requires { f.log_value(tile_vector<P>{}); }) {
+      *value = f.log_value(x - tile_vector<P>{})[0];
+      *slope = f.log_slope(x - tile_vector<P>{})[tile_shape<P>::lanes - 1];
+    }
+  }
+};
+
+template <class P>
 P one_exp2_minus(P x) {
   return exp2_minus<P>(x - tile_vector<P>{})[0];
 }
@@ -74,8 +85,13 @@ P one_slope(kernel_params const& how, P x) {
 }
 
 template <class P>
-constexpr one_by_one<P> functions{&one_exp2_minus<P>, &one_exp2<P>, &one_log2<P>, &one_value<P>,
-                                  &one_slope<P>};
+void one_log(kernel_params const& how, P x, P* value, P* slope) {
+  with_function<P, storing_logs<P>>(how, x, value, slope);
+}
+
+template <class P>
+constexpr one_by_one<P> functions{&one_exp2_minus<P>, &one_exp2<P>,  &one_log2<P>,
+                                  &one_value<P>,      &one_slope<P>, &one_log<P>};
 
 }  // namespace
 }  // namespace subspan::cpu::SUBSPAN_LEVEL
@@ -199,6 +215,36 @@ TEST(values_at_zero_far_away_and_of_nan) {
     how = {kind::polynomial, 1, 5, 1};
     CHECK_EQUAL(f.value(how, P(2)), P(243));
     CHECK_EQUAL(f.slope(how, P(2)), P(81));
+  });
+}
+
+TEST(logarithms_of_values_go_on_where_values_end) {
+  using kind = subspan::kernel_function;
+  each_level([](auto const& f, auto zero) {
+    using P = decltype(zero);
+    double const unit = std::numeric_limits<P>::epsilon();
+    for (kind const k : {kind::gaussian, kind::laplacian, kind::matern32, kind::matern52,
+                         kind::cauchy, kind::rational_quadratic, kind::exp_dot}) {
+      subspan::kernel_params how;
+      how.function = k;
+      how.alpha = 0.7;
+      P value{}, slope{};
+      for (double s = 0.01; s < 90; s *= 1.17) {
+        P const x = static_cast<P>(s);
+        f.log_value(how, x, &value, &slope);
+        double const wanted = std::log2(static_cast<double>(f.value(how, x)));
+        CHECK(std::abs(static_cast<double>(value) - wanted) <= 8 * unit * (1 + std::abs(wanted)));
+        double const ratio =
+            static_cast<double>(f.slope(how, x)) / static_cast<double>(f.value(how, x));
+        CHECK(std::abs(static_cast<double>(slope) - ratio) <= 8 * unit * ratio);
+      }
+      f.log_value(how, P(0), &value, &slope);
+      CHECK_EQUAL(value, P(0));
+      f.log_value(how, std::numeric_limits<P>::quiet_NaN(), &value, &slope);
+      CHECK(std::isnan(value));
+      f.log_value(how, P(1e30), &value, &slope);
+      CHECK(std::isfinite(value) && (k == kind::exp_dot) == (value > 0));
+    }
   });
 }
 

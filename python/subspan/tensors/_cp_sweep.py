@@ -1,0 +1,203 @@
+"""One sweep of alternating least squares over all modes, for several starts at once.
+
+Columns of factors have length 1 between updates, and weights (starts, R) carry the sizes: then the
+Hadamard products of Gram matrices have unit diagonals, whatever the data's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import subspan
+from subspan.tensors._cp_symmetric import shared_step
+from subspan.tensors._reading import Array
+
+__all__ = ["Model", "Rules", "inner_and_norm", "sweep", "unit"]
+
+_HALS_PASSES = 5
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for every sweep of a decomposition."""
+
+    shape: tuple[int, ...]
+    nonnegative: frozenset[int]
+    groups: tuple[tuple[int, ...], ...]
+    """Modes that share a factor; modes of a group are not in another."""
+    ridge: float
+    split: int
+    """First mode of the second half of the dimension tree; 0 without one."""
+
+    @property
+    def free(self) -> list[int]:
+        """Modes with a factor of their own."""
+        shared = {n for group in self.groups for n in group}
+        return [n for n in range(len(self.shape)) if n not in shared]
+
+
+@dataclass
+class Model:
+    """Weights (starts, R) and factors (starts, I_n, R) with unit columns, or columns of zeros."""
+
+    weights: Array
+    factors: list[Array]
+
+    def take(self, places: NDArray[np.int64]) -> Model:
+        """Return copies of some starts."""
+        return Model(self.weights[places], [a[places] for a in self.factors])
+
+    def put(self, places: NDArray[np.int64], other: Model) -> None:
+        """Set some starts."""
+        self.weights[places] = other.weights
+        for mine, theirs in zip(self.factors, other.factors, strict=True):
+            mine[places] = theirs
+
+
+def tree_split(shape: tuple[int, ...]) -> int:
+    """Where to cut the modes in two halves of which each costs one product with the tensor.
+
+    0 where N products cost less: the sums that follow take about 24 times as long for an element
+    as a product.
+    """
+    order = len(shape)
+
+    def small(s: int) -> int:
+        halves = (shape[:s], shape[s:])
+        return sum(len(half) * prod(half) for half in halves if len(half) > 1)
+
+    best = min(range(1, order), key=small)
+    return best if (order - 2) * prod(shape) > 24 * small(best) else 0
+
+
+class _Products:
+    """MTTKRPs of the modes in turn, with the factors as they are when each is asked for."""
+
+    def __init__(self, x: Array, rules: Rules) -> None:
+        self.x, self.rules = x, rules
+        self.half: tuple[range, Any] = (range(0), None)
+
+    def of(self, factors: list[Array], n: int) -> Any:
+        """Return the product of mode n, (starts, I_n, R)."""
+        split, order = self.rules.split, len(factors)
+        if split == 0:
+            return subspan.mttkrp(self.x, factors, n)
+        modes = range(split) if n < split else range(split, order)
+        if n == modes.start:
+            self.half = modes, subspan.mttkrp(self.x, factors, tuple(modes))
+        return contracted(self.half[1], [factors[m] for m in modes], n - modes.start)
+
+
+def contracted(partial: Array, factors: Sequence[Array], keep: int) -> Array:
+    """Sum (starts, J_0, ..., R) over all modes but one, each column with its own weights."""
+    axes = list(range(len(factors) + 2))  # starts, modes, columns
+    for m in reversed(range(len(factors))):
+        if m != keep:
+            left = [a for a in axes if a != m + 1]
+            partial = np.einsum(partial, axes, factors[m], [0, m + 1, axes[-1]], left)
+            axes = left
+    return partial
+
+
+def sweep(x: Array, model: Model, rules: Rules) -> NDArray[np.float64]:
+    """Update all factors in place; return <x, model> and |model|^2 of each start."""
+    grams = [_gram(a) for a in model.factors]
+    for group in rules.groups:
+        shared_step(x, model, grams, group, rules.ridge)
+    if not rules.free:  # the weights are the only free part
+        m = subspan.mttkrp(x, model.factors, 0).astype(np.float64)
+        b = (m * model.factors[0]).sum(axis=1)
+        model.weights = solve(_hadamard(grams), b[:, None, :], rules.ridge)[:, 0]
+        model.weights = model.weights.astype(x.dtype)
+        return _stacked((b * model.weights).sum(axis=1), model.weights, grams)
+    products = _Products(x, rules)
+    for n in rules.free:
+        m = products.of(model.factors, n)
+        others = _hadamard(grams, but=n)
+        if n in rules.nonnegative:
+            new = _hals(m, others, model.factors[n] * model.weights[:, None, :])
+        else:
+            new = solve(others, m, rules.ridge)
+        model.factors[n], model.weights = unit(new.astype(x.dtype, copy=False))
+        grams[n] = _gram(model.factors[n])
+    inner = np.einsum("sir,sir,sr->s", *_wide(m, model.factors[n], model.weights))
+    return _stacked(inner, model.weights, grams)
+
+
+def inner_and_norm(x: Array, model: Model) -> NDArray[np.float64]:
+    """Return <x, model> and |model|^2 of each start."""
+    m = subspan.mttkrp(x, model.factors, len(model.factors) - 1)
+    inner = np.einsum("sir,sir,sr->s", *_wide(m, model.factors[-1], model.weights))
+    return _stacked(inner, model.weights, [_gram(a) for a in model.factors])
+
+
+def unit(factor: Array) -> tuple[Array, Array]:
+    """Return unit columns and their lengths; zeros stay."""
+    sizes = np.sqrt(np.einsum("sir,sir->sr", factor, factor))
+    return factor / np.where(sizes > 0, sizes, 1)[:, None, :], sizes
+
+
+def solve(gram: NDArray[np.float64], right: Array, ridge: float) -> NDArray[np.float64]:
+    """Rows (starts, I, R) of right gram^-1, by Cholesky; by eigenvalues where it fails."""
+    r = gram.shape[-1]
+    raised = gram.copy()
+    raised[:, np.arange(r), np.arange(r)] += ridge * np.trace(gram, axis1=-2, axis2=-1)[:, None] / r
+    lower, info = subspan.cholesky(raised, nonfinite="propagate", errors="info")
+    rows = np.ascontiguousarray(right.swapaxes(-1, -2), dtype=np.float64)
+    good = np.flatnonzero(info == 0)
+    if good.size < len(gram):
+        out = np.empty_like(rows)
+        for s in np.flatnonzero(info != 0):
+            out[s] = np.linalg.pinv(gram[s], hermitian=True) @ rows[s]
+        out[good] = _substituted(lower[good], rows[good])
+    else:
+        out = _substituted(lower, rows)
+    return np.ascontiguousarray(out.swapaxes(-1, -2))
+
+
+def _substituted(lower: Array, rows: Array) -> Array:
+    half = subspan.solve_triangular(lower, rows, nonfinite="ignore")
+    whole: Array = subspan.solve_triangular(lower, half, transposed=True, nonfinite="ignore")
+    return whole
+
+
+def _hals(m: Array, gram: NDArray[np.float64], a: Array) -> Array:
+    """Columns one by one, each the best that is nowhere negative; one that would vanish stays."""
+    m, a = m.astype(np.float64), np.maximum(a, 0).astype(np.float64)
+    for _ in range(_HALS_PASSES):
+        for r in range(a.shape[-1]):
+            scale = gram[:, r, r]
+            step = m[:, :, r] - np.einsum("sir,sr->si", a, gram[:, :, r])
+            safe = np.where(scale > 0, scale, 1)[:, None]
+            new = np.maximum(a[:, :, r] + step / safe, 0)
+            kept = (scale > 0) & new.any(axis=1)
+            a[kept, :, r] = new[kept]
+    return a
+
+
+def _gram(a: Array) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = subspan.gram(a.astype(np.float64, copy=False))
+    return result
+
+
+def _hadamard(grams: Sequence[Array], but: int = -1) -> NDArray[np.float64]:
+    out = np.ones_like(grams[0])
+    for n, g in enumerate(grams):
+        if n != but:
+            out *= g
+    return out
+
+
+def _wide(*arrays: Array) -> list[Array]:
+    return [a.astype(np.float64, copy=False) for a in arrays]
+
+
+def _stacked(inner: Array, weights: Array, grams: Sequence[Array]) -> NDArray[np.float64]:
+    (w,) = _wide(weights)
+    return np.stack([inner, np.einsum("sr,srq,sq->s", w, _hadamard(grams), w)], axis=1)
