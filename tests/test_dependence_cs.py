@@ -166,8 +166,8 @@ def test_a_loss_is_trained(rng):
     y = x**2 + 0.05 * torch.from_numpy(rng.standard_normal((80, 1)))
     weights = torch.zeros(3, 1, dtype=torch.float64, requires_grad=True)
     features = torch.cat([torch.ones_like(x), x, x**2], 1)
-    optimizer = torch.optim.Adam([weights], lr=0.08)
-    for _ in range(80):
+    optimizer = torch.optim.Adam([weights], lr=0.1)
+    for _ in range(60):
         optimizer.zero_grad()
         conditional_cs_divergence(x, y, features @ weights, bandwidth=0.3).backward()
         optimizer.step()

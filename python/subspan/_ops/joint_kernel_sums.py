@@ -27,11 +27,11 @@ class JointSums(NamedTuple):
     """What `joint_kernel_sums` returns, all float64."""
 
     joint: Any
-    """(..., n): sums of the products of both kernels, for every row."""
+    """(..., n) sums of the products of both kernels, for every row."""
     first: Any
-    """(n,): sums of the kernel of x and y."""
+    """(n,) sums of the kernel of x and y."""
     second: Any
-    """(..., n): sums of the kernel of z and w."""
+    """(..., n) sums of the kernel of z and w."""
 
 
 def joint_kernel_sums(

@@ -1,19 +1,19 @@
 """Logarithms of sums of Gaussians over pairs, of numpy arrays or torch tensors with gradients.
 
-Sums are `kernel_matvec`. Where all of a sum underflows, its logarithm does not: it is made of
-weights of softmax, in float64.
+Sums are `kernel_matvec`, which takes a power for each pair. Where all of a sum underflows, its
+logarithm does not: it is `kernel_logsumexp`, in float64.
 """
 
 from typing import Any
 
 import numpy as np
 
-from subspan import _arrays, kernel_matvec, knn
+from subspan import _arrays, kernel_logsumexp, kernel_matvec
 from subspan.dependence._samples import constant, is_torch, wide
 
 __all__ = ["concatenated", "log", "log_mean", "row_sums", "scaled"]
 
-# Sums below are made anew: what they lack of the smallest terms could show.
+# Sums below are made by logarithms: what they lack of the smallest terms could show.
 _SMALL = {"float32": 1e-30, "float64": 1e-280}
 
 
@@ -50,35 +50,11 @@ def log_mean(x: Any, y: Any, weights: Any = None) -> Any:
     size = 1.0 if weights is None else float(constant(weights).max())
     if float(constant(total)) > size * _SMALL[_arrays.dtype_name(x)]:
         return log(total)
-    if _arrays.dtype_name(x) == "float32":
-        return log_mean(wide(x), wide(y), weights)
-    logs = _log_row_sums(x, y) + (0.0 if weights is None else log(weights))
+    logs = kernel_logsumexp(wide(x), None if y is x else wide(y))
+    logs = logs if weights is None else logs + log(weights)
     top = float(constant(logs).max())
     shifted = logs - top
     return log((shifted.exp() if is_torch(logs) else np.exp(shifted)).sum() / (n * m)) + top
-
-
-def _log_row_sums(x: Any, y: Any) -> Any:
-    """Return log sum_j exp(-|x_i - y_j|^2 / 2) in float64, however far y is.
-
-    A row of y is added whose score is that of the nearest y_j, for each x_i. All others together
-    have between 1 and m times its weight.
-    """
-    middle = constant(y.mean(0))
-    x, y = x - middle, y - middle
-    near = knn(constant(x), constant(y), k=1, metric="sqeuclidean").distances[:, 0]
-    squares = (x * x).sum(1)
-    score = (constant(squares) - wide(near)) / 2
-    left = concatenated([x, _ones(x, len(x))[:, None], score[:, None]], 1)
-    of_y = -(y * y).sum(1)[:, None] / 2
-    right = concatenated([y, of_y, 0.0 * of_y], 1)
-    added = concatenated([0.0 * right[:1, 1:], _ones(x, 1)[:, None]], 1)
-    right = concatenated([right, added], 0)
-    others = _ones(x, len(right))
-    others[-1] = 0.0
-    apart = concatenated([others[:, None], 1.0 - others[:, None]], 1)
-    weights = kernel_matvec(left, right, apart, kernel="softmax")
-    return log(weights[:, 0] / weights[:, 1]) + score - squares / 2
 
 
 def _ones(like: Any, n: int) -> Any:

@@ -35,7 +35,7 @@ class PairSums(NamedTuple):
     product: Any
     """sum over i, j of A_ij B_ij."""
     left: Any
-    """(n,): sums of the rows of A."""
+    """(n,) sums of the rows of A."""
     right: Any
 
 

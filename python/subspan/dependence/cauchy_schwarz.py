@@ -47,8 +47,8 @@ def cs_divergence(x: Any, y: Any, *, bandwidth: Any = "median") -> Any:
     Notes
     -----
     (n² + m² + n m) d multiplications and as many exponentials; memory grows with n and m alone.
-    Samples so far apart that all of k(x, y) underflows keep their divergence: its logarithm then
-    comes from the nearest rows and weights of softmax, in float64.
+    Samples so far apart that all of k(x, y) underflows keep their divergence: its logarithm is then
+    `subspan.kernel_logsumexp`, in float64.
 
     References
     ----------

@@ -96,8 +96,7 @@ def distance_covariance(
         unbiased=unbiased,
         affine_invariant=affine_invariant,
     )
-    value = sides.root(sides.covariance(sides.sums()) * sides.scale)
-    return delivered(value, sides.x, sides.y)
+    return delivered(sides.scaled(sides.root(sides.covariance(sides.sums()))), sides.x, sides.y)
 
 
 def distance_correlation(
@@ -177,17 +176,30 @@ class Distances(NamedTuple):
     kernel: Kernel
     exponent: float
     unbiased: bool
-    scale: float
-    """What V² is to be multiplied by; 0 where a side is constant."""
+    scales: tuple[float, float]
+    """What distances are to be multiplied by; 0 where a side is constant."""
 
     @property
     def kernels(self) -> tuple[Kernel, Kernel]:
         """That of both sides."""
         return self.kernel, self.kernel
 
+    @property
+    def constant(self) -> bool:
+        """Whether all rows of a side are equal."""
+        return min(self.scales) == 0
+
+    def scaled(self, value: Any) -> Any:
+        """Return V, of the unbiased form V², in the units of the samples."""
+        power = self.exponent if self.unbiased else self.exponent / 2
+        for scale in self.scales:
+            with np.errstate(over="ignore"):
+                value = value * float(np.power(scale, power))
+        return value
+
     def sums(self) -> PairSums:
         """Return the sums over pairs."""
-        if self.scale == 0:
+        if self.constant:
             nothing = np.zeros(len(self.x))
             return PairSums(0.0, nothing, nothing)
         return pair_sums(self.x, self.y, self.kernels)
@@ -198,7 +210,7 @@ class Distances(NamedTuple):
 
     def size(self, sums: PairSums) -> Any:
         """Return sqrt(V²(x, x) V²(y, y)) in units; 0 where there is nothing to divide by."""
-        if self.scale == 0:
+        if self.constant:
             return 0.0
         own = (self._own(self.x, sums.left), self._own(self.y, sums.right))
         if min(float(constant(square)) for square in own) <= 0:
@@ -238,8 +250,8 @@ def prepare(
         rows = [_whitened(side) for side in rows]
     left, right = (in_units(side) for side in rows)
     kernel = Kernel("sqdistance") if power == 2 else Kernel("distance", alpha=power)
-    scale = (left.scale * right.scale) ** power
-    return Distances(left.rows, right.rows, kernel, power, unbiased, scale)
+    scales = left.scale, right.scale
+    return Distances(left.rows, right.rows, kernel, power, unbiased, scales)
 
 
 def _whitened(rows: Any) -> Any:

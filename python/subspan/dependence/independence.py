@@ -28,7 +28,7 @@ class IndependenceTest(NamedTuple):
     p_value: float
     """Share of all orders, that of the samples among them, with a statistic at least as large."""
     null: NDArray[np.float64]
-    """(n_permutations,): statistics with the rows of y permuted."""
+    """(n_permutations,) statistics with the rows of y permuted."""
 
 
 def independence_test(
@@ -108,7 +108,7 @@ def independence_test(
     for name, array in (("x", x), ("y", y)):
         _arrays.exportable(function, name, array)
     sides: Any = (distances if measure == "distance" else kernels).prepare(function, x, y, **how)
-    if measure == "distance" and sides.scale == 0:
+    if measure == "distance" and sides.constant:
         return IndependenceTest(0.0, 1.0, np.zeros(repeats))
     sums = pair_sums(sides.x, sides.y, sides.kernels)
     # A distance correlation grows with the covariance, whose divisor no permutation changes.

@@ -75,7 +75,7 @@ def weighting_vector(
     -----
     Cholesky: n³ / 3 multiplications. A step of cg: n² d multiplications and n² exponentials. All in
     float64. With "neighbors" the weight of i is the i-th entry of the solution for its neighbours:
-    right as far as exp(-scale |x_i - x_j|) is small beyond them.
+    right as far as ``exp(-scale |x_i - x_j|)`` is small beyond them.
 
     References
     ----------
