@@ -16,6 +16,7 @@ __all__ = ["Deflation", "Options", "Search", "distinct"]
 
 GOOD = 0.99  # f, the squared length of x^(h) in the subspace, of what may be a component
 ONE = 1 - 1e-8  # |cos| from which two vectors are one component
+NEAR = 3e-2  # steps as short as this, and f >= GOOD, are Newton's to end
 REST = 1e-5  # steps as short as this end a climb: in float32 they hardly become shorter
 MOST_RESTARTS = 10  # of a start that begins nearly orthogonal to all components
 
@@ -23,7 +24,7 @@ MOST_RESTARTS = 10  # of a start that begins nearly orthogonal to all components
 class Options(NamedTuple):
     """What governs a search."""
 
-    n_starts: int  # for each start of a block, before one with less than the wanted f is taken
+    n_starts: int  # times a block, before one with less than the wanted f is taken
     block: int
     tol: float
     max_iter: int
@@ -134,7 +135,7 @@ class Search:
                 fresh = more - len(again)
                 x = np.column_stack([x, *(one.x for one in again), _directions(rng, d, fresh)])
                 age = np.concatenate([age, [one.age for one in again], np.zeros(fresh)])
-                wait = np.concatenate([wait, [one.step / 10 for one in again], [np.inf] * fresh])
+                wait = np.concatenate([wait, [one.step / 10 for one in again], [NEAR] * fresh])
                 drawn = np.concatenate([drawn, np.zeros(more)])
             y, f = self.step(x)
             new = self.shifted(x, y, f)
@@ -182,7 +183,8 @@ class Search:
         if len(self._ready) >= min(max(left.rank // 4, 1), options.block):
             some, self._ready = self._ready, []
             self.take(self.ended(some))
-        if len(self._poor) >= options.n_starts * options.block and left.rank:
+        patience = options.n_starts * max(min(options.block, left.rank), 16)
+        if len(self._poor) >= patience and left.rank:
             # No start reaches what is wanted, as with noise: the best, and those nearly as good.
             least = 1 - 2 * (1 - max(one.f for one in self._poor))
             chosen = [one for one in self._poor if one.f >= least]

@@ -63,7 +63,7 @@ def spm(
     packed: bool = False,
     ranksel: float = 1e-4,
     n_starts: int = 3,
-    block: int = 16,
+    block: int = 64,
     tol: float = 1e-14,
     max_iter: int = 5000,
     shift: str = "adaptive",
@@ -90,8 +90,8 @@ def spm(
     ranksel : float
         See ``rank``; of the size of the noise over that of the components.
     n_starts : int
-        Starts of a block that end below the f of components (0.99, or nearer to 1 where the
-        spectrum shows less noise) are tried this many times before the best are taken all the same.
+        So many times a block of starts may end below the f of components (0.99, or nearer to 1
+        where the spectrum shows less noise) before the best of them are taken all the same.
     block : int
         Starts at a time.
     tol : float
@@ -178,7 +178,7 @@ def spm_from_samples(
     noise_variance: float = 0.0,
     ranksel: float = 1e-4,
     n_starts: int = 3,
-    block: int = 16,
+    block: int = 64,
     tol: float = 1e-14,
     max_iter: int = 5000,
     shift: str = "adaptive",
