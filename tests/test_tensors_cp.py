@@ -117,6 +117,8 @@ def test_nonnegative(init, rng):
     assert (result.tensor.weights >= 0).all()
     assert all((a >= 0).all() for a in result.tensor.factors)
     assert np.nanmax(np.diff(result.errors, axis=0)) < 1e-7  # it never rises
+    many = cp(x + 1, 12, nonnegative=True, max_iter=30)  # starts far too large
+    assert many.error < 0.1
     partly = cp(x - 1, 3, nonnegative=[1], max_iter=30)
     assert (partly.tensor.factors[1] >= 0).all()
 

@@ -274,10 +274,11 @@ void mttkrp(context const& ctx, mttkrp_tensor<T> const& x,
     return;
   }
   detail::mttkrp_plan const walk(shape, {x.strides.begin() + 1, x.strides.end()}, mode);
-  // Members that share the tensor are columns of one problem.
-  bool const shared = x.strides[0] == 0;
-  index_t const together = shared ? std::clamp<index_t>(k_columns / columns, 1, batch) : 1;
-  index_t const jobs = (batch + together - 1) / together;
+  // Members that share the tensor are columns of one problem, of which a small one is not cut itself.
+  bool const whole = walk.parts * walk.targets == 1;
+  index_t const most = x.strides[0] != 0 ? 1 : (whole ? k_columns / 4 : k_columns) / columns;
+  index_t const jobs = (batch + std::max<index_t>(most, 1) - 1) / std::max<index_t>(most, 1);
+  index_t const together = (batch + jobs - 1) / jobs;
   auto const range = [&](index_t begin, index_t end) {
     for (index_t job = begin; job < end; ++job) {
       index_t const first = job * together, count = std::min(together, batch - first);
@@ -286,7 +287,7 @@ void mttkrp(context const& ctx, mttkrp_tensor<T> const& x,
     }
   };
   double const flops = mttkrp_job<T>::flops(walk, together * columns);
-  if (jobs >= 4 * detail::thread_count(ctx))
+  if (whole || jobs >= 4 * detail::thread_count(ctx))
     detail::parallel_for(ctx, jobs, static_cast<index_t>(detail::k_chunk_flops / flops) + 1, range);
   else
     range(0, jobs);

@@ -86,6 +86,15 @@ class gram_slice {
               sum[k][v];
       return;
     }
+    if (rows_done == 0 && columns_done == 0) {
+#pragma GCC unroll 8
+      for (int k = 0; k < Rows; ++k)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v)
+          *reinterpret_cast<typename lanes::in_memory*>(to + k * b_.pitch + v * lanes::count) +=
+              sum[k][v];
+      return;
+    }
     alignas(64) T spilled[Rows * width];
     __builtin_memcpy(spilled, sum, sizeof spilled);
     for (index_t k = rows_done; k < Rows; ++k)

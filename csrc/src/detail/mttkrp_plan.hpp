@@ -71,7 +71,7 @@ class mttkrp_plan {
       if (n != mode) steps_ *= shape[n];
     }
     for (index_t extent : shape) elements *= extent;
-    row_pieces = mttkrp_pieces(rows.extent, at == place::columns ? k_rows / 2 : k_rows);
+    row_pieces = mttkrp_pieces(rows.extent, at == place::columns ? k_rows / 4 : k_rows);
     column_pieces = mttkrp_pieces(columns.extent, at == place::columns ? k_wide : k_depth);
     targets = at == place::rows      ? row_pieces.count
               : at == place::columns ? column_pieces.count

@@ -21,6 +21,7 @@ from subspan.tensors._reading import Array
 __all__ = ["Model", "Rules", "inner_and_norm", "sweep", "unit"]
 
 _HALS_PASSES = 5
+_FADING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,13 @@ def sweep(x: Array, model: Model, rules: Rules) -> NDArray[np.float64]:
             new = solve(others, m, rules.ridge)
         model.factors[n], model.weights = unit(new.astype(x.dtype, copy=False))
         grams[n] = _gram(model.factors[n])
-    inner = np.einsum("sir,sir,sr->s", *_wide(m, model.factors[n], model.weights))
-    return _stacked(inner, model.weights, grams)
+    return _stacked(_inner(m, model.factors[n], model.weights), model.weights, grams)
 
 
 def inner_and_norm(x: Array, model: Model) -> NDArray[np.float64]:
     """Return <x, model> and |model|^2 of each start."""
     m = subspan.mttkrp(x, model.factors, len(model.factors) - 1)
-    inner = np.einsum("sir,sir,sr->s", *_wide(m, model.factors[-1], model.weights))
+    inner = _inner(m, model.factors[-1], model.weights)
     return _stacked(inner, model.weights, [_gram(a) for a in model.factors])
 
 
@@ -168,7 +168,7 @@ def _substituted(lower: Array, rows: Array) -> Array:
 
 
 def _hals(m: Array, gram: NDArray[np.float64], a: Array) -> Array:
-    """Columns one by one, each the best that is nowhere negative; one that would vanish stays."""
+    """Columns one by one, each the best that is nowhere negative; one that would vanish fades."""
     m, a = m.astype(np.float64), np.maximum(a, 0).astype(np.float64)
     for _ in range(_HALS_PASSES):
         for r in range(a.shape[-1]):
@@ -176,8 +176,8 @@ def _hals(m: Array, gram: NDArray[np.float64], a: Array) -> Array:
             step = m[:, :, r] - np.einsum("sir,sr->si", a, gram[:, :, r])
             safe = np.where(scale > 0, scale, 1)[:, None]
             new = np.maximum(a[:, :, r] + step / safe, 0)
-            kept = (scale > 0) & new.any(axis=1)
-            a[kept, :, r] = new[kept]
+            alive = (scale > 0) & new.any(axis=1)
+            a[:, :, r] = np.where(alive[:, None], new, _FADING * a[:, :, r])
     return a
 
 
@@ -194,10 +194,11 @@ def _hadamard(grams: Sequence[Array], but: int = -1) -> NDArray[np.float64]:
     return out
 
 
-def _wide(*arrays: Array) -> list[Array]:
-    return [a.astype(np.float64, copy=False) for a in arrays]
+def _inner(m: Array, factor: Array, weights: Array) -> Array:
+    total: Array = (np.multiply(m, factor, dtype=np.float64).sum(axis=1) * weights).sum(axis=1)
+    return total
 
 
 def _stacked(inner: Array, weights: Array, grams: Sequence[Array]) -> NDArray[np.float64]:
-    (w,) = _wide(weights)
+    w = weights.astype(np.float64)
     return np.stack([inner, np.einsum("sr,srq,sq->s", w, _hadamard(grams), w)], axis=1)
