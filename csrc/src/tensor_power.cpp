@@ -285,8 +285,9 @@ class power_batch {
       if (turns(x + j * d_, value[j])) turn(x + j * d_, value[j], state[j]);
     }
     out_.info(b) = static_cast<std::int32_t>(runs_ - static_cast<index_t>(found.size()));
-    std::stable_sort(found.begin(), found.end(),
-                     [&](index_t p, index_t q) { return residual[p] < residual[q]; });
+    std::sort(found.begin(), found.end(), [&](index_t p, index_t q) {
+      return residual[p] < residual[q] || (residual[p] == residual[q] && p < q);
+    });
     std::vector<index_t> best;  // the run that stands for a pair
     T const close = merge_ * norm_[i] / scale_[i];
     for (index_t const j : found) {
@@ -299,8 +300,10 @@ class power_batch {
     auto const pairs = static_cast<index_t>(best.size());
     std::vector<std::int32_t> order(best.size()), place(best.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](auto p, auto q) {
-      return value[best[static_cast<std::size_t>(p)]] > value[best[static_cast<std::size_t>(q)]];
+    std::sort(order.begin(), order.end(), [&](auto p, auto q) {
+      T const a = value[best[static_cast<std::size_t>(p)]],
+              b = value[best[static_cast<std::size_t>(q)]];
+      return a > b || (a == b && p < q);
     });
     out_.pairs(b) = static_cast<std::int32_t>(pairs);
     for (index_t p = 0; p < pairs; ++p) {

@@ -44,8 +44,9 @@ class mttkrp_plan {
     for (std::size_t n = 0; n < order.size(); ++n) order[n] = static_cast<int>(n);
     auto const key = [&](int n) { return shape[n] == 1 ? -1 : std::abs(strides[n]); };
     // As they lie in memory; axes of one element, whose strides mean nothing, come first.
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      return static_cast<std::size_t>(key(a)) > static_cast<std::size_t>(key(b));
+    std::sort(order.begin(), order.end(), [&](int a, int b) {
+      auto const of_a = static_cast<std::size_t>(key(a)), of_b = static_cast<std::size_t>(key(b));
+      return of_a > of_b || (of_a == of_b && a < b);
     });
     auto const take = [&](mttkrp_group& group) {
       group.modes = {order.back()};
