@@ -53,7 +53,7 @@ class Size(NamedTuple):
 
     def boxed(self, share: float) -> float:
         """Cost of the exact product with a cut-off that leaves so many pairs: boxes hold more."""
-        return float(self.exact() * min(1.0, share * 2.3**self.d))
+        return float(self._replace(same=False).exact() * min(1.0, share * 2.3**self.d))
 
     @property
     def _factor(self) -> float:
