@@ -39,7 +39,7 @@ class SymmetricBasis:
         Returns plain unique entries (C(d + keep - 1, keep), s).
         """
         rest = self.h - keep
-        entries = p / self.roots[:, None].astype(p.dtype)
+        entries: Array = p / self.roots[:, None].astype(p.dtype)
         if rest == 0:
             return entries
         weighted = _monomials(x, rest)
