@@ -30,8 +30,8 @@ ORTHOGONAL: dict[str, list[tuple[int, int, int]]] = {
 }
 # tensors, d, starts; order 4
 SMALL: dict[str, list[tuple[int, int, int]]] = {
-    "full": [(10000, 3, 32), (1000, 6, 32), (10, 20, 64)],
-    "quick": [(500, 3, 16)],
+    "full": [(500, 3, 32), (50, 6, 16), (2, 20, 16)],
+    "quick": [(100, 3, 16)],
     "tiny": [(10, 3, 4)],
 }
 

@@ -114,7 +114,7 @@ def power(x: Array, k: int) -> Array:
     return out
 
 
-def batched_sshopm(a: Array, starts: Array, steps: int = 1000) -> tuple[Array, Array]:
+def batched_sshopm(a: Array, starts: Array, steps: int = 300) -> tuple[Array, Array]:
     """SS-HOPM of many tensors (b, d, d, d, d) from many starts (s, d) at once, in numpy.
 
     The shift is the adaptive one of Kolda and Mayo (2014), from numpy's batched eigvalsh.

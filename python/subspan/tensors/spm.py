@@ -125,7 +125,8 @@ def spm(
     odd m; one more where d = 2, or d = 3 and h = 2. A step of a start takes 4 C(d+h-1, h) R flops,
     all of them in matrix products; the flattening takes 9 C(d+h-1, h)³ where most of its
     eigenvalues count. Components that are equal or opposite are one; their weights add up. Weights
-    are those of least squares. Products are numpy's: the last bits may depend on its threads.
+    are those of least squares. Climbs are in float32, Newton's method and what follows in float64.
+    Decompositions of matrices are numpy's: the last bits may depend on its threads.
 
     References
     ----------
