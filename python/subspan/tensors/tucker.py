@@ -132,9 +132,11 @@ def tucker(
     ((3, 4, 5), True)
     """
     array = tensor(_NAME, x, least=2)
-    finite(_NAME, "x", array)
+    flat = array.reshape(-1).astype(np.float64, copy=False)
+    size2 = float(np.dot(flat, flat))
+    if not np.isfinite(size2):  # a sum that is finite has finite terms
+        finite(_NAME, "x", array)
     _checks.choice(_NAME, "method", method, _METHODS)
-    size2 = float(np.einsum("i,i->", *[array.reshape(-1).astype(np.float64, copy=False)] * 2))
     ranks, share = _wanted(array, rank, tol, energy, method)
     unit = float(np.finfo(array.dtype).eps)
     if method == "randomized":
