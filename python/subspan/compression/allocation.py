@@ -35,7 +35,7 @@ class Allocation:
     chosen: NDArray[np.int64]
     """Place of the option in the list of each matrix."""
     sizes: NDArray[np.int64]
-    """Its size; 0: dense."""
+    """Its size, 0 for dense."""
     cost: int
     error: float
     bound: float

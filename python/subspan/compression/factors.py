@@ -25,7 +25,7 @@ class Factors:
     """
 
     method: str
-    """Which of them: svd, asvd, whitened, two-sided or fwsvd."""
+    """One of svd, asvd, whitened, two-sided and fwsvd."""
     weight: Any
     """(..., m, n) what was factorised."""
     left: Any
@@ -33,7 +33,7 @@ class Factors:
     right: Any
     """(..., p, n)"""
     values: Floats
-    """(..., p) what each pair holds, in the norm of the method: its singular values."""
+    """(..., p) what each pair holds in the norm of the method, that is, its singular values."""
     offset: Any = None
     """(..., m) outputs of the mean input, if affine."""
     within: Any = None

@@ -124,7 +124,7 @@ class MixedBasis:
     """An orthogonal basis whose last ``high`` coordinates hold most and get more bits."""
 
     rotation: Floats
-    """(d, d) columns: low coordinates first, then high; each block turned at random inside."""
+    """(d, d) with columns for low coordinates first, then high; each block turned at random."""
     high: int
     """Coordinates of high precision."""
 

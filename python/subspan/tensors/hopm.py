@@ -24,7 +24,7 @@ class HOPM(NamedTuple):
     """One unit vector for each axis; in all but the last the first entry at least half as large as
     the largest is positive."""
     error: float
-    """|T - weight outer product| / |T|."""
+    """``|T - weight outer product| / |T|``"""
     weights: npt.NDArray[np.float64]
     """(starts,) where each start ended; the first is that of the HOSVD."""
     iterations: npt.NDArray[np.int64]

@@ -24,14 +24,14 @@ class SPMInfo(NamedTuple):
     rank: int
     """Number of components."""
     error: float
-    """|T - sum of components| / |T|, Frobenius norms of the full tensors."""
+    """``|T - sum of components| / |T|``, Frobenius norms of the full tensors."""
     spectrum: npt.NDArray[np.float64]
     """Eigenvalues (even orders) or singular values (odd ones) of the flattening that were worked
     out, by descending magnitude."""
     cutoff: float
     """Magnitude from which a value of the spectrum counts towards the rank."""
     fits: npt.NDArray[np.float64]
-    """(rank,) squared length of the projection of each a^(h) on the subspace: 1 without noise."""
+    """(rank,) squared length of the projection of each a^(h) on the subspace, 1 without noise."""
     converged: npt.NDArray[np.bool_]
     """(rank,) whether the power iteration of each component came to rest within max_iter steps."""
     iterations: npt.NDArray[np.int64]
@@ -50,8 +50,8 @@ class SPM(NamedTuple):
     weights: Any
     """(rank,) by descending magnitude; positive for odd orders."""
     factors: Any
-    """(d, rank) unit columns. Even orders: the first entry at least half as large as the largest
-    is positive."""
+    """(d, rank) unit columns; in even orders the first entry at least half as large as the largest is
+    positive."""
     info: SPMInfo
 
 
