@@ -25,13 +25,13 @@ class TensorPower(NamedTuple):
     values: Any
     """(..., p) eigenvalues."""
     vectors: Any
-    """(..., p, d) unit eigenvectors. In odd orders the value is >= 0, in even orders the first entry at
-    least half as large as the largest."""
+    """(..., p, d) unit eigenvectors. In odd orders the value is >= 0; in even ones the first entry
+    at least half as large as the largest is positive."""
     residuals: Any
     """(..., p) length of A x^(m-1) - value x."""
     kinds: npt.NDArray[np.int32]
-    """(..., p) 1 for a strict local maximum of A x^m on the sphere, -1 for a strict local minimum, 0 for
-    neither (a saddle, or flat in some direction)."""
+    """(..., p) 1 for a strict local maximum of A x^m on the sphere, -1 for a strict local minimum,
+    0 for neither (a saddle, or flat in some direction)."""
     counts: npt.NDArray[np.int32]
     """(..., p) how many runs ended at the pair."""
     pairs: npt.NDArray[np.int32]
@@ -81,13 +81,13 @@ def tensor_power(
         are the maxima with the opposite sign.
     shift : "adaptive" or float >= 0
         α. Adaptive: the least that the curvature at x may need for a step up. Fixed: 0 is the
-        plain higher-order power method, which need not converge; from ``(m - 1) max |A x^(m-2)|`` on it
-        always does, if slowly.
+        plain higher-order power method, which need not converge; from ``(m - 1) max |A x^(m-2)|``
+        on it always does, if slowly.
     tol : float, optional
         A run has converged when its residual is below ``tol |A|``; default 64 times the precision.
     merge : float, optional
-        Vectors closer than this, and values closer than this times ``|A|``, are one pair; default the
-        cube root of the precision.
+        Vectors closer than this, and values closer than this times ``|A|``, are one pair; default
+        the cube root of the precision.
     max_iter : int
         Steps of a run at most.
     nonfinite : {"raise", "propagate", "ignore"}

@@ -50,8 +50,8 @@ class SPM(NamedTuple):
     weights: Any
     """(rank,) by descending magnitude; positive for odd orders."""
     factors: Any
-    """(d, rank) unit columns; in even orders the first entry at least half as large as the largest is
-    positive."""
+    """(d, rank) unit columns; in even orders the first entry at least half as large as the largest
+    is positive."""
     info: SPMInfo
 
 
