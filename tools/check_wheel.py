@@ -65,8 +65,9 @@ def main() -> None:
         if wheel:
             environment["PATH"] = str(python.parent)
         install = [python, "-m", "pip", "install", "--quiet", "-c", constraints, package]
-        if not wheel:  # the CUDA half was compiled for the wheel
-            install += ["-C", "cmake.define.SUBSPAN_CUDA=OFF"]
+        if not wheel:  # the CUDA half was compiled for the wheel, and so was the fast code
+            settings = ("cmake.define.SUBSPAN_CUDA=OFF", "cmake.build-type=Debug")
+            install += [f"--config-settings={setting}" for setting in settings]
         subprocess.run(install, check=True, env=environment, cwd=folder)
         for _ in range(2):  # the second time with warm file caches
             done = subprocess.run(
