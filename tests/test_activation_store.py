@@ -249,7 +249,9 @@ def test_missing_truncated_and_changed_shards(copy):
     whole = shard.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2):
         shard.write_bytes(whole[:size])
-        fails(copy, f"must have {len(whole)} bytes, got {size}")
+        fails(copy, f"must be a whole .safetensors file, got {size} bytes where")
+    shard.write_bytes(whole + b"0")
+    fails(copy, f"must have {len(whole)} bytes, got {len(whole) + 1}")
     shard.write_bytes(whole[:5])
     fails(copy, "must be a whole .safetensors file")
     shard.unlink()

@@ -85,6 +85,6 @@ def _stored(entry: Any, data: int) -> Stored | str:
 
 def _damaged(function: str, file: Path, came: str) -> FileFormatError:
     return FileFormatError(
-        f"[{function}] {str(file)!r} must be a whole .safetensors file, got {came}. It may be "
+        f"[{function}] {file} must be a whole .safetensors file, got {came}. It may be "
         "truncated or of another kind."
     )
