@@ -1,4 +1,4 @@
-"""What products of kernel matrices and their logarithms take alike, checked."""
+"""What sums over kernel matrices take alike, checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from subspan._ops import _gradients
 from subspan._ops._batch import broadcast, reshaped
 from subspan.errors import DtypeError, InvalidArgumentError
 
-__all__ = ["Points", "Ranges", "operands", "ranges_of", "tracked_width", "widths_of"]
+__all__ = [
+    "Points",
+    "Ranges",
+    "operands",
+    "ranges_of",
+    "require_reals",
+    "tracked_width",
+    "widths_of",
+]
 
 
 class Points(NamedTuple):
@@ -43,14 +51,11 @@ class Ranges(NamedTuple):
         return Ranges(self.columns, self.rows, offsets, of_rows[order])
 
 
-def operands(name: str, x: Any, y: Any, v: Any) -> Points:
-    """Check points and weights; y None is x, v None is ones."""
-    name_of_y = "x" if y is None else "y"
-    itself = y is None or y is x
-    given = {"x": x, name_of_y: x if itself else y} | ({} if v is None else {"v": v})
-    _arrays.require_same(name, **given)
-    wanted = _arrays.dtype_name(x)
-    for argument, array in given.items():
+def require_reals(name: str, arrays: dict[str, Any]) -> None:
+    """Require one library, and float32 or float64 like the first."""
+    _arrays.require_same(name, **arrays)
+    wanted = _arrays.dtype_name(next(iter(arrays.values())))
+    for argument, array in arrays.items():
         came = _arrays.dtype_name(array)
         if came not in {"float32", "float64"}:
             raise DtypeError(
@@ -60,6 +65,15 @@ def operands(name: str, x: Any, y: Any, v: Any) -> Points:
             raise DtypeError(
                 f"[{name}] {argument} must be {wanted} like x, got {came}. Convert it first"
             )
+
+
+def operands(name: str, x: Any, y: Any, v: Any) -> Points:
+    """Check points and weights; y None is x, v None is ones."""
+    name_of_y = "x" if y is None else "y"
+    itself = y is None or y is x
+    given = {"x": x, name_of_y: x if itself else y} | ({} if v is None else {"v": v})
+    require_reals(name, given)
+    for argument, array in given.items():
         _checks.ndim(name, argument, array, 1 if argument == "v" else 2, or_more=True)
 
     def readable(argument: str, array: Any) -> Any:
@@ -111,20 +125,22 @@ def operands(name: str, x: Any, y: Any, v: Any) -> Points:
     )
 
 
-def widths_of(name: str, bandwidth: Any, d: int) -> npt.NDArray[np.float64]:
-    """Return the bandwidth of each coordinate."""
+def widths_of(
+    name: str, bandwidth: Any, d: int, *, argument: str = "bandwidth", of: str = "x"
+) -> npt.NDArray[np.float64]:
+    """Return the bandwidth of each of the d coordinates of the argument ``of``."""
     if _arrays.library_of(bandwidth):
         widths = np.asarray(_arrays.to_numpy(bandwidth), np.float64)
         if widths.shape not in {(), (d,)}:
             raise InvalidArgumentError(
-                f"[{name}] bandwidth must be a number or have shape ({d},), one element per "
-                f"column of x, got {widths.shape}"
+                f"[{name}] {argument} must be a number or have shape ({d},), one element per "
+                f"column of {of}, got {widths.shape}"
             )
     else:
-        widths = np.array(_checks.real(name, "bandwidth", bandwidth))
+        widths = np.array(_checks.real(name, argument, bandwidth))
     bad = widths[~(widths > 0)]
     if bad.size:
-        raise InvalidArgumentError(f"[{name}] bandwidth must be > 0, got {bad.flat[0]}")
+        raise InvalidArgumentError(f"[{name}] {argument} must be > 0, got {bad.flat[0]}")
     return np.array(np.broadcast_to(widths, (d,)))
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from subspan import _arrays, _checks
 from subspan._ops import _gradients, _joint_gradients
 from subspan._ops._batch import reshaped
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan._ops._kernel_arguments import require_reals, widths_of
+from subspan.errors import InvalidArgumentError
 
 __all__ = ["JointSums", "joint_kernel_sums"]
 
@@ -125,7 +123,11 @@ def joint_kernel_sums(
     arrays = _operands({"x": x, "z": z} if y is None else {"x": x, "z": z, "y": y, "w": w})
     *lead, n, _ = map(int, z.shape)
     of_x, of_z = (
-        _joint_gradients.Kernel(_KNOWN.get(name, name), alpha, _widths(width, side, arrays[side]))
+        _joint_gradients.Kernel(
+            _KNOWN.get(name, name),
+            alpha,
+            widths_of(_NAME, width, int(arrays[side].shape[-1]), argument="bandwidths", of=side),
+        )
         for name, alpha, width, side in zip(
             names,
             exponents,
@@ -162,18 +164,8 @@ def _alpha(alpha: Any, kernel: str) -> float:
 
 def _operands(arrays: dict[str, Any]) -> dict[str, Any]:
     """Return what the core can read, with shapes and dtypes that fit."""
-    _arrays.require_same(_NAME, **arrays)
-    wanted = _arrays.dtype_name(arrays["x"])
+    require_reals(_NAME, arrays)
     for name, array in arrays.items():
-        came = _arrays.dtype_name(array)
-        if came not in {"float32", "float64"}:
-            raise DtypeError(
-                f"[{_NAME}] {name} must be float32 or float64, got {came}. Convert it first"
-            )
-        if came != wanted:
-            raise DtypeError(
-                f"[{_NAME}] {name} must be {wanted} like x, got {came}. Convert it first"
-            )
         _checks.ndim(_NAME, name, array, 2, or_more=name in "zw")
     shapes = {name: tuple(map(int, array.shape)) for name, array in arrays.items()}
     (n, d), of_z = shapes["x"], shapes["z"]
@@ -198,20 +190,3 @@ def _operands(arrays: dict[str, Any]) -> dict[str, Any]:
         name: array if _gradients.wanted(array) else _arrays.exportable(_NAME, name, array)
         for name, array in arrays.items()
     }
-
-
-def _widths(bandwidth: Any, side: str, rows: Any) -> npt.NDArray[np.float64]:
-    columns = int(rows.shape[-1])
-    if _arrays.library_of(bandwidth):
-        widths = np.asarray(_arrays.to_numpy(bandwidth), np.float64)
-        if widths.shape not in {(), (columns,)}:
-            raise InvalidArgumentError(
-                f"[{_NAME}] bandwidths must be numbers or have one element per column, got shape "
-                f"{widths.shape} for {columns} columns of {side}"
-            )
-    else:
-        widths = np.array(_checks.real(_NAME, "bandwidths", bandwidth))
-    bad = widths[~(widths > 0)]
-    if bad.size:
-        raise InvalidArgumentError(f"[{_NAME}] bandwidths must be > 0, got {bad.flat[0]}")
-    return np.array(np.broadcast_to(widths, (columns,)))
