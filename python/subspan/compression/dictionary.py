@@ -72,7 +72,7 @@ def sparse_dictionary(
         ``"ksvd"``: orthogonal matching pursuit and updates of one atom at a time, from the better
         of two starts: rows chosen by pivoted orthogonalisation, or singular vectors and such rows.
         ``"orthogonal"``: orthonormal in the norm of G, at most n atoms; codes are the s largest
-        products and the dictionary a polar factor, both in closed form. Many times faster.
+        products and the dictionary a polar factor, both in closed form.
     importance : array (m,), optional
         Weights >= 0 of the squared errors of the outputs.
     iterations : int
