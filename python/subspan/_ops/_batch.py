@@ -30,7 +30,9 @@ class Batch:
         self.source = a
         # Small matrices come one at a time, too: what a call costs is asked for once.
         self.library = _arrays.require_array(function, name, a)
-        self.rows = _arrays.exportable(function, name, a)
+        self.rows = (
+            np.asarray(a) if self.library == "numpy" else _arrays.exportable(function, name, a)
+        )
         self.dtype = _arrays.dtype_name(a)
         _checks.ndim(function, name, a, 2, or_more=True)
         if self.dtype not in _DTYPES:
