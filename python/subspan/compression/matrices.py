@@ -196,6 +196,17 @@ class Integers(Replacement):
     """``W' = values * scales`` row by row; the last columns of each block may be wider.
 
     It stands for the weight in the basis in which it was rounded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.compression import Integers
+    >>> w = np.random.default_rng(0).normal(size=(16, 64))
+    >>> made = Integers.of(w, bits=(4, 8), high=8)
+    >>> made.storage().to_dict()
+    {'layout': 24, 'values': 576, 'scales': 64, 'total': 664}
+    >>> bool(made.relative_error < 0.15)
+    True
     """
 
     kind: ClassVar[str] = "integers"
@@ -219,9 +230,22 @@ class Integers(Replacement):
         cls, weight: Floats, *, bits: tuple[int, int], blocks: int = 1, high: int = 0,
         clip: bool = True, bias: Any = None, dtype: str = "float16",
     ) -> Integers:  # fmt: skip
-        """Round a weight (m, n), with scales for each row that fit ``dtype``; see `quantize`.
+        """Round a weight row by row; see `quantize`.
 
-        ``high`` columns at the end of each block have ``bits[1]``, all others ``bits[0]``.
+        Parameters
+        ----------
+        weight : ndarray (m, n)
+            float64.
+        bits : tuple of int
+            Of most columns, and of the high ones.
+        blocks, high : int
+            ``high`` columns at the end of each of ``blocks`` equal blocks are the high ones.
+        clip : bool
+            As for `quantize`.
+        bias : ndarray (m,), optional
+            Goes along.
+        dtype : {"float16", "bfloat16", "float32"}
+            Of the scales.
         """
         m = len(weight)
         cut = weight.reshape(m, blocks, -1)

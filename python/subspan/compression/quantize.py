@@ -17,7 +17,7 @@ from subspan.errors import InvalidArgumentError
 
 __all__ = ["MixedBasis", "Quantized", "mixed_basis", "quantize"]
 
-_SHRINKS = np.linspace(1.0, 0.5, 21)[1:]  # parts of a range that are tried where it may be clipped
+_SHRINKS = np.linspace(1.0, 0.5, 11)[1:]  # parts of a range that are tried where it may be clipped
 
 
 @dataclass(frozen=True)

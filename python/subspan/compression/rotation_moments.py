@@ -51,6 +51,16 @@ class RotationMoments:
             Share of the coordinates, the last ones, that are to get more bits.
         seed : int
             Of the turns.
+
+        Returns
+        -------
+        Rotation
+            In float64; ``stored()`` is what a file will hold.
+
+        Raises
+        ------
+        InvalidArgumentError
+            An argument is wrong.
         """
         function = "RotationMoments.rotation"
         _checks.choice(function, "scheme", scheme, tuple(BASES))
