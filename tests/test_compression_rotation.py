@@ -310,6 +310,14 @@ def test_bits_are_counted():
          "scheme must be one of"),
         (lambda m, _: rotate_model(m, Rotation(), {"x": _one()}), InvalidArgumentError,
          r"'x' must be a layer of shape \(4, 8\), got no such layer"),
+        (lambda m, _: rotate_model(m, Rotation(residual=np.eye(16))), InvalidArgumentError,
+         r"residual must be \(32, 32\), got \(16, 16\)"),
+        (lambda m, _: rotate_model(m, Rotation(down=np.eye(20)[None].repeat(2, 0))),
+         InvalidArgumentError, r"down must be \(2, 48, 48\), got \(2, 20, 20\)"),
+        (lambda m, _: round_weights(m, Rotation(keys=2 * np.eye(8)[None].repeat(2, 0))),
+         InvalidArgumentError, r"keys must be orthogonal to 5e-3, got 3\.0e\+00 off"),
+        (lambda m, _: round_weights(m, Rotation(values=np.full((2, 2, 8, 8), np.nan))),
+         InvalidArgumentError, "values must be orthogonal to 5e-3, got nan off"),
     ],
 )  # fmt: skip
 def test_what_is_refused(stream, call, error, message):

@@ -13,6 +13,7 @@ from subspan.compression.rotation import (
     Place,
     Precision,
     Rotation,
+    check_rotation,
     frame_of,
     outer_weights,
     turned,
@@ -71,9 +72,12 @@ def round_weights(
     ------
     UnsupportedError
         The model is built in another way.
+    InvalidArgumentError
+        The rotation is that of another model, or not orthogonal.
     """
     used = precision or Precision()
     frame = frame_of("round_weights", model)
+    check_rotation("round_weights", frame, rotation)
     made = {}
     for number, place in enumerate(frame.places):
         weight, bias = turned(frame, place, rotation)
@@ -118,7 +122,8 @@ def rotate_model(
     UnsupportedError
         The model is built in another way.
     InvalidArgumentError
-        A matrix has another name or shape; nothing was changed then.
+        A matrix has another name or shape, the rotation is that of another model or not orthogonal;
+        nothing was changed then.
 
     Notes
     -----
@@ -161,6 +166,7 @@ def _install(
     import torch
 
     frame = frame_of("rotate_model", model)
+    check_rotation("rotate_model", frame, rotation)
     _check(frame, made)
     parts = () if precision is None else precision.parts
     meters = []

@@ -20,6 +20,7 @@ __all__ = [
     "Place",
     "Precision",
     "Rotation",
+    "check_rotation",
     "frame_of",
     "outer_weights",
     "rotate_residual",
@@ -81,7 +82,8 @@ class Rotation:
 def _compact(x: Floats, dtype: Any) -> np.ndarray:
     order = x.argmax(axis=-2)
     if (np.take_along_axis(x, order[..., None, :], axis=-2) == 1).all():
-        return order.astype(np.int32)
+        indices: np.ndarray = order.astype(np.int32)
+        return indices
     even = hadamard(x.shape[-1])
     if even is not None:
         signs = np.sign(x[..., 0] * even[:, 0])
@@ -234,6 +236,30 @@ def rotate_residual(model: Model, rotation: Any) -> None:
                 place.linear.bias.copy_(bias)
         for norm in frame.norms:
             norm.weight.fill_(1.0)
+
+
+def check_rotation(function: str, frame: Frame, rotation: Rotation) -> None:
+    """Refuse bases of another model, and those that are not orthogonal to what 16 bits allow."""
+    layers, head, width = len(frame.attentions), frame.head, len(frame.norms[0].weight)
+    block = 0 if rotation.down is None else int(rotation.down.shape[-1])
+    fits = block and frame.inner % block == 0
+    wanted = {
+        "residual": (width, width),
+        "values": (layers, frame.kv_heads, head, head),
+        "keys": (layers, head, head),
+        "down": (layers, block, block) if fits else (layers, frame.inner, frame.inner),
+    }
+    for name, shape in wanted.items():
+        x = getattr(rotation, name)
+        if x is None:
+            continue
+        if x.shape != shape:
+            raise InvalidArgumentError(f"[{function}] {name} must be {shape}, got {x.shape}")
+        away = np.abs(x.swapaxes(-1, -2) @ x - np.eye(shape[-1])).max()
+        if not away <= 5e-3:
+            raise InvalidArgumentError(
+                f"[{function}] {name} must be orthogonal to 5e-3, got {away:.1e} off"
+            )
 
 
 def outer_weights(model: Model, rotation: Rotation) -> Iterator[tuple[Any, Any]]:
