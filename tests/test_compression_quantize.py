@@ -5,7 +5,7 @@ import pytest
 import subspan
 from subspan.activations import load_model
 from subspan.compression import mixed_basis, quantize, rotate_residual
-from subspan.compression.quantize import _turn
+from subspan.compression._turns import turn
 from subspan.errors import InvalidArgumentError, UnsupportedError
 
 
@@ -49,6 +49,41 @@ def test_the_rules(rng, bits, symmetric):
     assert grouped.storage().n_bytes == -(-144 * bits // 8) + 36 + -(-zeros * bits // 8)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_clipping_never_costs_and_pays_with_long_tails(rng, symmetric):
+    x = rng.laplace(size=(40, 256))
+    plain, clipped = (quantize(x, 3, symmetric=symmetric, clip=clip) for clip in (False, True))
+    lost = [np.square(found.dequantize() - x).sum(1) for found in (plain, clipped)]
+    assert (lost[1] <= lost[0]).all()
+    assert lost[1].sum() < 0.85 * lost[0].sum()
+    assert (clipped.scales >= 0.5 * plain.scales - 1e-12).all()
+    assert clipped.storage() == plain.storage()
+
+
+def test_torch_rounds_as_numpy_does(rng):
+    torch = pytest.importorskip("torch")
+    from subspan.compression.modules import Rounding, round_groups
+
+    x = rng.normal(size=(3, 5, 24)) * np.arange(5)[:, None]
+    for bits in (2, 4, 8, 16):
+        found = round_groups(torch.from_numpy(x), bits).numpy()
+        assert np.allclose(found, quantize(x, bits).dequantize(), atol=1e-12)
+    cut = x.reshape(3, 5, 3, 8)
+    for together in (False, True):
+        wanted = []
+        for part, bits in ((cut[..., :6], 4), (cut[..., 6:], 8)):
+            flat = part.reshape(3, 5, -1) if together else part
+            wanted.append(quantize(flat, bits).dequantize().reshape(part.shape))
+        made = Rounding(3, 2, (4, 8), together=together)
+        found = made(torch.from_numpy(x)).numpy()
+        assert np.allclose(found, np.concatenate(wanted, -1).reshape(x.shape), atol=1e-12)
+        error = np.linalg.norm(found - x) / np.linalg.norm(x)
+        assert made.relative_error == pytest.approx(error)
+    half = Rounding(1, 0, (4, 8), together=True)(torch.from_numpy(x).half())
+    assert half.dtype == torch.float16
+    assert torch.isfinite(half).all()
+
+
 def test_sixteen_bits_change_nothing_that_matters(rng):
     x = rng.normal(size=(50, 32)) * 0.7 ** np.arange(32)
     assert np.abs(quantize(x, 16).dequantize() - x).max() < 1e-4
@@ -57,12 +92,16 @@ def test_sixteen_bits_change_nothing_that_matters(rng):
     assert np.abs(made - x).max() < 1e-4
 
 
-@pytest.mark.parametrize("d", [8, 12, 64, 1])
-def test_turns_are_orthogonal_and_spread_out(d):
-    turn = _turn(d, np.random.default_rng(0))
-    assert np.allclose(turn @ turn.T, np.eye(d), atol=1e-12)
-    if d in {8, 64}:
-        assert np.allclose(np.abs(turn), d**-0.5)
+@pytest.mark.parametrize(
+    ("d", "even"),
+    [(1, True), (2, True), (4, True), (8, True), (12, True), (24, True), (64, True), (72, True),
+     (576, True), (3, False), (28, False), (36, False), (100, False)],
+)  # fmt: skip
+def test_turns_are_orthogonal_and_spread_out(d, even):
+    made = turn(d, np.random.default_rng(0))
+    assert np.allclose(made @ made.T, np.eye(d), atol=1e-12)
+    assert np.allclose(np.abs(made), d**-0.5) == even
+    assert not np.array_equal(made, turn(d, np.random.default_rng(1))) or d == 1
 
 
 @pytest.mark.parametrize("d", [64, 48])
@@ -82,9 +121,9 @@ def test_mixed_precision_in_a_principal_basis_beats_the_rivals(d, seed):
     def error(made):
         return np.square(made - x).mean()
 
-    turn = _turn(d, rng)
+    around = turn(d, rng)
     ours = error(basis.dequantize(low, high))
-    turned = error(quantize(x @ turn, 4).dequantize() @ turn.T)
+    turned = error(quantize(x @ around, 4).dequantize() @ around.T)
     plain = error(quantize(x, 4).dequantize())
     order = np.argsort(seen.var(0))
     kept = np.empty_like(x)

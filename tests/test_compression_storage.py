@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from subspan.compression import (
     Dense,
+    Integers,
     LowRank,
     Options,
     SparseDictionary,
@@ -21,7 +22,13 @@ from subspan.compression import (
     rank_options,
     truncated_svd,
 )
-from subspan.compression.matrices import from_arrays, pack_indices, unpack_indices
+from subspan.compression._packing import (
+    pack_indices,
+    pack_numbers,
+    unpack_indices,
+    unpack_numbers,
+)
+from subspan.compression.matrices import from_arrays
 from subspan.errors import DtypeError, FileFormatError, InvalidArgumentError
 
 
@@ -51,6 +58,8 @@ def test_what_is_counted_is_what_a_file_holds(tmp_path, rng, dtype):
         coded(rng, 21, 34, 40, 3, dtype),  # a list of indices is shorter
         coded(rng, 21, 34, 13, 6, dtype),  # a mask is
         coded(rng, 21, 34, 1, 1, dtype),
+        Integers.of(w.astype(float), bits=(3, 8), blocks=2, high=4, dtype=dtype.__name__),
+        Integers.of(w.astype(float), bits=(5, 8), bias=w[:, 0], dtype=dtype.__name__),
     ]
     for form in forms:
         assert payload(tmp_path / "x.safetensors", form.arrays()) == form.storage(bits=bits).n_bytes
@@ -58,7 +67,52 @@ def test_what_is_counted_is_what_a_file_holds(tmp_path, rng, dtype):
         read = load_file(tmp_path / "x.safetensors")
         again = from_arrays(form.kind, read, error=0.0, total=1.0)
         assert np.array_equal(again.to_dense(), form.to_dense())
-    assert [form.storage().parts[-1].name for form in forms[3:]] == ["codes_idx"] * 3
+    assert [form.storage().parts[-1].name for form in forms[3:6]] == ["codes_idx"] * 3
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 8, 13, 16])
+def test_numbers_are_packed_without_gaps(rng, width):
+    numbers = rng.integers(0, 2**width, 37)
+    packed = pack_numbers(numbers, width)
+    assert packed.nbytes == -(-37 * width // 8)
+    assert np.array_equal(unpack_numbers("x", packed, 37, width), numbers)
+    with pytest.raises(FileFormatError, match=f"37 numbers of {width} bits must have"):
+        unpack_numbers("x", packed[:-1], 37, width)
+
+
+def test_integers_round_row_by_row_with_two_widths(rng):
+    w = rng.normal(size=(5, 24)) * np.arange(5)[:, None]
+    made = Integers.of(w, bits=(4, 8), blocks=3, high=2, dtype="float32", clip=False)
+    cut = w.reshape(5, 3, 8)
+    for part, bits, top in ((cut[..., :6], 4, 7), (cut[..., 6:], 8, 127)):
+        flat = part.reshape(5, -1)
+        scales = np.where(np.abs(flat).max(1) > 0, np.abs(flat).max(1) / top, 1.0)[:, None]
+        wanted = np.clip(np.round(flat / scales), -top - 1, top) * scales
+        slot = slice(None, 6) if bits == 4 else slice(6, None)
+        found = made.to_dense().reshape(5, 3, 8)[..., slot].reshape(5, -1)
+        assert np.allclose(found, wanted, rtol=1e-6)
+    assert made.relative_error == pytest.approx(np.linalg.norm(made.to_dense() - w)
+                                                / np.linalg.norm(w), rel=1e-6)  # fmt: skip
+    size = made.storage(bits=32).to_dict()
+    assert size == {"layout": 24, "values": 45 + 30, "scales": 40, "total": 139}
+    sixteen = Integers.of(w, bits=(16, 16), dtype="float32")
+    assert sixteen.relative_error < 2e-5
+    assert Integers.of(w, bits=(4, 8)).error <= Integers.of(w, bits=(4, 8), clip=False).error
+
+
+def test_damaged_integers_are_refused(rng):
+    made = Integers.of(rng.normal(size=(3, 8)), bits=(4, 8), blocks=2, high=1)
+    arrays = made.arrays()
+    for key, value, message in (
+        ("layout", arrays["layout"][:-1], "layout must have 24 bytes, got 23"),
+        ("layout", np.zeros(24, np.uint8), "layout must be that of an integer matrix"),
+        ("low", arrays["low"][:-1], "18 numbers of 4 bits must have 9 bytes, got 8"),
+    ):
+        with pytest.raises(FileFormatError, match=message):
+            from_arrays("integers", arrays | {key: value}, error=0.0, total=1.0)
+    del arrays["high_scales"]
+    with pytest.raises(FileFormatError, match="integers needs the tensor 'high_scales'"):
+        from_arrays("integers", arrays, error=0.0, total=1.0)
 
 
 def test_quantised_integers_with_scales_and_zeros(tmp_path):

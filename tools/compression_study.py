@@ -5,8 +5,10 @@
 the last tenth of each text judges. It runs ``subspan compress`` for each group and seed, each in a
 process of its own, and prints tables of means and ranges. Called again, it goes on where it
 stopped. Group ``docs-only`` calibrates on the documentation alone and reads the Bible as a text of
-another domain. The default groups take about three quarters of an hour for each seed on two cores
-(estimated), ``ksvd`` hours. Options that it does not know go to ``subspan compress``.
+another domain, and group ``rotation`` runs ``subspan rotate``: 4.5 bits in principal bases against
+4 and 8 with and without a random rotation. The default groups take about three quarters of an hour
+for each seed on two cores (estimated), ``ksvd`` hours. Options that it does not know go to the
+command.
 """
 
 import argparse
@@ -25,6 +27,7 @@ GROUPS = {
     "orthogonal": ("orthogonal-dictionary", "uniform,loss"),
     "ksvd": ("ksvd-dictionary", "uniform"),
     "docs-only": ("whitened-svd,two-sided-svd", "loss"),
+    "rotation": ("none,hadamard,outliers,pca,resq", "4,8"),  # schemes and bits of subspan rotate
 }
 
 
@@ -34,14 +37,18 @@ def run(asked: argparse.Namespace, group: str, seed: int, options: list[str]) ->
     if (folder / "report.html").exists():
         return folder
     files = texts(asked.out / "texts", asked.bible)
-    methods, allocations = GROUPS[group]
-    words: list[Any] = ["compress", model_file()]
+    first, second = GROUPS[group]
+    turned = group == "rotation"
+    words: list[Any] = ["rotate" if turned else "compress", model_file()]
     if group == "docs-only":
         words += [files[0], *(w for file in files[1:] for w in ("--out-of-domain", file))]
     else:
         words += files
-    words += ["--out", folder, "--method", methods, "--allocation", allocations]
-    words += ["--kept", asked.kept, "--tokens", asked.tokens, "--eval-tokens", asked.eval_tokens]
+    if turned:
+        words += ["--out", folder, "--scheme", first, "--bits", second]
+    else:
+        words += ["--out", folder, "--method", first, "--allocation", second, "--kept", asked.kept]
+    words += ["--tokens", asked.tokens, "--eval-tokens", asked.eval_tokens]
     command(*words, "--seed", seed, "--no-store", *options)
     return folder
 
@@ -51,15 +58,20 @@ def rows(folders: list[Path]) -> tuple[list[str], list[list[str]]]:
     reports = [json.loads((folder / "report.json").read_text("utf-8")) for folder in folders]
     names = [text["name"] for text in reports[0]["texts"]]
     dense = [spread([r["dense"]["perplexity"][name] for r in reports]) for name in names]
-    lines = [["dense", "", "100", *dense, "0"]]
+    turned = "weight_bits" in reports[0]["points"][0]
+    lines = [["dense", "", "16" if turned else "100", *dense, "0"]]
     for place, point in enumerate(reports[0]["points"]):
         same = [report["points"][place] for report in reports]
         values = [spread([one["perplexity"][name] for one in same]) for name in names]
-        error = statistics.mean(
-            statistics.mean(row["relative_error"] for row in one["layers"]) for one in same
-        )
-        kept = f"{100 * point['kept_bytes']:.1f}"
-        lines.append([point["method"], point["allocation"], kept, *values, f"{100 * error:.1f} %"])
+        key = "weight_error" if turned else "relative_error"
+        error = statistics.mean(statistics.mean(row[key] for row in one["layers"]) for one in same)
+        if turned:
+            label = [point["scheme"], str(point["bits"]), f"{point['weight_bits']:.2f}"]
+        else:
+            label = [point["method"], point["allocation"], f"{100 * point['kept_bytes']:.1f}"]
+        lines.append([*label, *values, f"{100 * error:.1f} %"])
+    if turned:
+        return ["basis", "bits", "bits a weight", *names, "weight error"], lines
     return ["method", "allocation", "kept, %", *names, "output error"], lines
 
 

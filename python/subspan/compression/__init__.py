@@ -6,11 +6,15 @@ spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mi
 `utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate`
 collects the moments of every input once, `replace_weights` puts factors in the place of weights,
 `save`, `load` and `export` write and read them, `perplexity` says what it cost, and `compress` does
-all of it and writes a report. Importing this package imports neither torch nor transformers.
+all of it and writes a report; `calibrate_rotation`, `round_weights`, `rotate_model` and the report
+`rotate` are for integers in rotated bases. Importing this package imports neither torch nor
+transformers.
 """
 
 from subspan.compression._job import Compression as Compression
 from subspan.compression._job import compress as compress
+from subspan.compression._rotation_job import RotationReport as RotationReport
+from subspan.compression._rotation_job import rotate as rotate
 from subspan.compression.allocation import Allocation as Allocation
 from subspan.compression.allocation import Options as Options
 from subspan.compression.allocation import allocate as allocate
@@ -28,6 +32,7 @@ from subspan.compression.lowrank import fisher_svd as fisher_svd
 from subspan.compression.lowrank import truncated_svd as truncated_svd
 from subspan.compression.lowrank import whitened_svd as whitened_svd
 from subspan.compression.matrices import Dense as Dense
+from subspan.compression.matrices import Integers as Integers
 from subspan.compression.matrices import LowRank as LowRank
 from subspan.compression.matrices import Replacement as Replacement
 from subspan.compression.matrices import SparseDictionary as SparseDictionary
@@ -37,7 +42,15 @@ from subspan.compression.quantize import MixedBasis as MixedBasis
 from subspan.compression.quantize import Quantized as Quantized
 from subspan.compression.quantize import mixed_basis as mixed_basis
 from subspan.compression.quantize import quantize as quantize
+from subspan.compression.rotated import Meter as Meter
+from subspan.compression.rotated import rotate_model as rotate_model
+from subspan.compression.rotated import rotated as rotated
+from subspan.compression.rotated import round_weights as round_weights
+from subspan.compression.rotation import Precision as Precision
+from subspan.compression.rotation import Rotation as Rotation
 from subspan.compression.rotation import rotate_residual as rotate_residual
+from subspan.compression.rotation_moments import RotationMoments as RotationMoments
+from subspan.compression.rotation_moments import calibrate_rotation as calibrate_rotation
 from subspan.compression.storage import Storage as Storage
 from subspan.compression.storage import dense_storage as dense_storage
 from subspan.compression.storage import dictionary_size as dictionary_size
@@ -60,12 +73,18 @@ __all__ = [
     "Compression",
     "Dense",
     "Factors",
+    "Integers",
     "LowRank",
+    "Meter",
     "MixedBasis",
     "Options",
     "Perplexity",
+    "Precision",
     "Quantized",
     "Replacement",
+    "Rotation",
+    "RotationMoments",
+    "RotationReport",
     "SparseDictionary",
     "Storage",
     "UtilisedRank",
@@ -74,6 +93,7 @@ __all__ = [
     "allocate",
     "cache_basis",
     "calibrate",
+    "calibrate_rotation",
     "compress",
     "dense_storage",
     "dictionary_size",
@@ -91,7 +111,11 @@ __all__ = [
     "rank_options",
     "replace_weights",
     "replaced",
+    "rotate",
+    "rotate_model",
     "rotate_residual",
+    "rotated",
+    "round_weights",
     "save",
     "sparse_dictionary",
     "truncated_svd",

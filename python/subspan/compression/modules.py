@@ -1,4 +1,4 @@
-"""Torch layers that run on what stands for a weight: two factors, or a dictionary and codes."""
+"""Torch layers that run on what stands for a weight: two factors, a dictionary, or integers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from subspan.compression.matrices import LowRank, Replacement, SparseDictionary
+from subspan.compression.matrices import Integers, LowRank, Replacement, SparseDictionary
 
-__all__ = ["DictionaryLinear", "FactoredLinear", "make_layer"]
+__all__ = [
+    "STAND_INS",
+    "DictionaryLinear",
+    "FactoredLinear",
+    "RoundedLinear",
+    "Rounding",
+    "make_layer",
+    "round_groups",
+]
 
 
 class FactoredLinear(nn.Module):  # type: ignore[misc]
@@ -57,10 +65,92 @@ class DictionaryLinear(nn.Module):  # type: ignore[misc]
         return f"{self.in_features}, {self.out_features}, atoms={self.dictionary.shape[1]}"
 
 
+def round_groups(x: Any, bits: int) -> Any:
+    """Return ``quantize(x, bits).dequantize()`` for groups along the last axis, by torch."""
+    top = 2**bits - 1
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    empty = low == high
+    low, high = torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
+    scales = (high - low) / top
+    zeros = torch.round(-low / scales)
+    return (torch.clamp(torch.round(x / scales) + zeros, 0, top) - zeros) * scales
+
+
+class Rounding(nn.Module):  # type: ignore[misc]
+    """Round rows as they come, the last ``high`` of each block to more bits; keep count of errors.
+
+    Low and high coordinates have scales of their own, for each block or for all ``together``.
+    """
+
+    def __init__(self, blocks: int, high: int, bits: tuple[int, int], *, together: bool) -> None:
+        super().__init__()
+        self.blocks, self.high, self.bits, self.together = blocks, high, bits, together
+        self.error = self.power = 0.0
+
+    def forward(self, x: Any) -> Any:
+        """Return the rows (..., blocks * width) as integers and scales would hold them."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        cut = wide.unflatten(-1, (self.blocks, -1))
+        split = cut.shape[-1] - self.high
+        parts = []
+        for part, bits in ((cut[..., :split], self.bits[0]), (cut[..., split:], self.bits[1])):
+            group = part.flatten(-2) if self.together else part
+            parts.append(round_groups(group, bits).reshape(part.shape) if part.numel() else part)
+        made = torch.cat(parts, dim=-1).flatten(-2)
+        self.error += float((made - wide).double().square().sum())
+        self.power += float(wide.double().square().sum())
+        return made.to(x.dtype)
+
+    @property
+    def relative_error(self) -> float:
+        """Error of all rows so far over their size, root mean square."""
+        return float((self.error / self.power) ** 0.5) if self.power else 0.0
+
+    def extra_repr(self) -> str:
+        """Return blocks and bits, for printing."""
+        low, high = self.bits
+        return f"blocks={self.blocks}, bits={low}, high={self.high} of {high} bits"
+
+
+class RoundedLinear(nn.Module):  # type: ignore[misc]
+    """A dense layer whose input may be turned, block by block, and rounded first."""
+
+    def __init__(self, weight: Any, bias: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("turn", None)
+        self.rounding: Rounding | None = None
+
+    def forward(self, x: Any) -> Any:
+        """Return the outputs (..., m) of inputs (..., n)."""
+        if self.turn is not None:
+            x = (x.unflatten(-1, (-1, len(self.turn))) @ self.turn).flatten(-2)
+        if self.rounding is not None:
+            x = self.rounding(x)
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def matrix(self) -> Any:
+        """Return the weight (m, n) for inputs that are not turned."""
+        if self.turn is None:
+            return self.weight.detach().clone()
+        cut = self.weight.detach().unflatten(-1, (-1, len(self.turn)))
+        return (cut @ self.turn.T).flatten(-2)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for printing."""
+        return f"{self.in_features}, {self.out_features}"
+
+
+STAND_INS = (FactoredLinear, DictionaryLinear, RoundedLinear)
+
+
 def make_layer(made: Replacement, old: Any) -> Any:
     """Return the layer for a replacement, in the dtype and on the device of the old one.
 
-    The bias of the old layer and that of the replacement add up. None for a dense one.
+    The bias of the old layer and that of the replacement add up; that of integers, which are in a
+    basis of their own, takes the place of the old one. None for a dense one.
     """
     home = {"device": old.weight.device, "dtype": old.weight.dtype}
     bias = None if old.bias is None else old.bias.detach().clone()
@@ -74,6 +164,10 @@ def make_layer(made: Replacement, old: Any) -> Any:
         dictionary = torch.as_tensor(made.dictionary).to(**home).clone()
         codes = torch.from_numpy(made.codes()).to(**home)
         return _marked(DictionaryLinear(dictionary, codes, bias), old)
+    if isinstance(made, Integers):
+        if made.bias is not None:
+            bias = torch.as_tensor(made.bias).to(**home).clone()
+        return _marked(RoundedLinear(torch.from_numpy(made.to_dense()).to(**home), bias), old)
     return None
 
 

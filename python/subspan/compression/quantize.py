@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 import subspan
 from subspan import _arrays, _checks
 from subspan.compression._inputs import Floats, grams_of, like
+from subspan.compression._turns import basis, high_of
 from subspan.compression.storage import Storage, quantized_storage
 from subspan.errors import InvalidArgumentError
 
 __all__ = ["MixedBasis", "Quantized", "mixed_basis", "quantize"]
+
+_SHRINKS = np.linspace(1.0, 0.5, 11)[1:]  # parts of a range that are tried where it may be clipped
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Quantized:
         )  # fmt: skip
 
 
-def quantize(x: Any, bits: int, *, group: int | None = None, symmetric: bool = False) -> Quantized:
+def quantize(
+    x: Any, bits: int, *, group: int | None = None, symmetric: bool = False, clip: bool = False
+) -> Quantized:
     r"""Round values to integers with a scale, and a zero point unless symmetric, for each group.
 
     .. math:: q = \mathrm{clamp}(\mathrm{round}(x / \Delta) + z, 0, 2^b - 1), \quad
@@ -65,6 +70,9 @@ def quantize(x: Any, bits: int, *, group: int | None = None, symmetric: bool = F
         Neighbours along the last axis that share a scale, a divisor of d; d if left out.
     symmetric : bool
         See above.
+    clip : bool
+        Shrink the range of each group, down to half, where that makes its squared error smaller:
+        few large values are cut off for the sake of all others.
 
     Returns
     -------
@@ -79,7 +87,7 @@ def quantize(x: Any, bits: int, *, group: int | None = None, symmetric: bool = F
     References
     ----------
     U. Saxena et al.: ResQ, `arXiv:2412.14363 <https://arxiv.org/abs/2412.14363>`_; the rules for
-    ranges are those of its published code.
+    ranges are those of its published code, which clips weights by a search of the same kind.
 
     Examples
     --------
@@ -101,22 +109,45 @@ def quantize(x: Any, bits: int, *, group: int | None = None, symmetric: bool = F
             f"[{function}] group must divide the last axis of x ({d}), got {size}"
         )
     cut = wide.reshape(*wide.shape[:-1], d // size, size)
+    values, scales, zeros = _coded(cut, bits, symmetric, 1.0)
+    if clip:
+        least = _squared_error(cut, values, scales, zeros)
+        for shrink in _SHRINKS:
+            other = _coded(cut, bits, symmetric, shrink)
+            error = _squared_error(cut, *other)
+            better = error < least
+            least = np.where(better, error, least)
+            values = np.where(better[..., None], other[0], values)
+            scales, zeros = (
+                np.where(better, new, old)
+                for new, old in zip(other[1:], (scales, zeros), strict=True)
+            )
+    shift = None if symmetric else zeros.astype(np.int32)
+    return Quantized(values.astype(np.int32).reshape(wide.shape), scales, shift, bits, size, x)
+
+
+def _coded(cut: Floats, bits: int, symmetric: bool, shrink: float) -> tuple[Floats, Floats, Floats]:
+    """Return integers, scales and zeros of groups (..., group) for a part of their range."""
     if symmetric:
         top = 2 ** (bits - 1) - 1
-        largest = np.abs(cut).max(axis=-1)
+        largest = shrink * np.abs(cut).max(axis=-1)
         scales = np.where(largest > 0, largest / top, 1.0)
         values = np.clip(np.round(cut / scales[..., None]), -top - 1, top)
-        zeros = None
-    else:
-        top = 2**bits - 1
-        low, high = np.minimum(cut.min(axis=-1), 0.0), np.maximum(cut.max(axis=-1), 0.0)
-        empty = low == high
-        low, high = np.where(empty, -1.0, low), np.where(empty, 1.0, high)
-        scales = (high - low) / top
-        shift = np.round(-low / scales)
-        values = np.clip(np.round(cut / scales[..., None]) + shift[..., None], 0, top)
-        zeros = shift.astype(np.int32)
-    return Quantized(values.astype(np.int32).reshape(wide.shape), scales, zeros, bits, size, x)
+        return values, scales, np.zeros_like(scales)
+    top = 2**bits - 1
+    low = shrink * np.minimum(cut.min(axis=-1), 0.0)
+    high = shrink * np.maximum(cut.max(axis=-1), 0.0)
+    empty = low == high
+    low, high = np.where(empty, -1.0, low), np.where(empty, 1.0, high)
+    scales = (high - low) / top
+    zeros = np.round(-low / scales)
+    return np.clip(np.round(cut / scales[..., None]) + zeros[..., None], 0, top), scales, zeros
+
+
+def _squared_error(cut: Floats, values: Floats, scales: Floats, zeros: Floats) -> Floats:
+    away = (values - zeros[..., None]) * scales[..., None] - cut
+    found: Floats = np.einsum("...i,...i->...", away, away)
+    return found
 
 
 @dataclass(frozen=True)
@@ -150,8 +181,9 @@ def mixed_basis(gram: Any, *, high_fraction: float = 0.125, seed: int = 0) -> Mi
     .. math:: U = P \,\mathrm{blockdiag}(R_{low}, R_{high})
 
     P has the principal directions by rising variance; R are random rotations that even out the
-    coordinates inside each block: Hadamard matrices with random signs where the size is a power of
-    two, else orthogonal factors of Gaussian matrices.
+    coordinates inside each block: Hadamard matrices with random signs where one is at hand (powers
+    of two, times 1 or one more than a prime that is 3 mod 4), else orthogonal factors of Gaussian
+    matrices.
 
     Parameters
     ----------
@@ -196,23 +228,9 @@ def mixed_basis(gram: Any, *, high_fraction: float = 0.125, seed: int = 0) -> Mi
         raise InvalidArgumentError(f"[{function}] gram must have two columns or more, got {d}")
     (g,) = grams_of(function, gram, (), d, None)
     share = _checks.real(function, "high_fraction", high_fraction, low=0.0, high=1.0)
-    high = min(d - 1, max(1, round(share * d)))
     rng = np.random.default_rng(_checks.integer(function, "seed", seed, low=0))
-    axes = np.asarray(subspan.eigh(g).vectors)
-    parts = [axes[:, : d - high] @ _turn(d - high, rng), axes[:, d - high :] @ _turn(high, rng)]
-    return MixedBasis(np.concatenate(parts, axis=1), high)
-
-
-def _turn(d: int, rng: np.random.Generator) -> Floats:
-    """Return a random orthogonal matrix (d, d)."""
-    if d & (d - 1):
-        found: Floats = np.linalg.qr(rng.standard_normal((d, d)))[0]
-        return found
-    turn: Floats = np.ones((1, 1))
-    while len(turn) < d:
-        turn = np.block([[turn, turn], [turn, -turn]])
-    signed: Floats = turn * rng.choice([-1.0, 1.0], (d, 1)) / np.sqrt(d)
-    return signed
+    high = high_of(d, share)
+    return MixedBasis(basis("resq", g, high, rng), high)
 
 
 def _wide(function: str, x: Any) -> Floats:

@@ -6,9 +6,12 @@ tensor of a file, padded to whole bytes, so that a sum of parts is what lies on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from subspan._checks import choice, integer, real
 from subspan.errors import InvalidArgumentError
@@ -16,6 +19,7 @@ from subspan.errors import InvalidArgumentError
 __all__ = [
     "Part",
     "Storage",
+    "array_storage",
     "bits_of",
     "dense_storage",
     "dictionary_size",
@@ -136,6 +140,11 @@ def quantized_storage(
     groups = ceil(count / integer("quantized_storage", "group", group, low=1))
     parts = (Part("values", count, bits), Part("scales", groups, scale_bits))
     return Storage(parts + ((Part("zeros", groups, zero_bits),) if zero_bits else ()))
+
+
+def array_storage(arrays: Mapping[str, NDArray[Any]]) -> Storage:
+    """Return the storage of arrays as they are."""
+    return Storage(tuple(Part(name, x.size, 8 * x.itemsize) for name, x in arrays.items()))
 
 
 def rank_of_kept(m: int, n: int, kept: float) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import numpy as np
 from subspan import _arrays
 from subspan.activations import Model
 from subspan.compression.layers import matrix_of
-from subspan.compression.matrices import Dense, Replacement, from_arrays
+from subspan.compression.matrices import Dense, Integers, Replacement, from_arrays
+from subspan.compression.rotation import Precision, Rotation
 from subspan.compression.storage import bits_of
 from subspan.errors import FileFormatError, InvalidArgumentError, OutputError, UnsupportedError
 from subspan.report import Entry, write_json, write_safetensors
 
-__all__ = ["export", "load", "replace_weights", "replaced", "rounded", "save"]
+__all__ = ["export", "load", "put_layer", "replace_weights", "replaced", "rounded", "save"]
 
 _SCHEMA = "subspan.compressed/1"
 _TENSORS, _NOTES = "compressed.safetensors", "compressed.json"
+_BASES = "rotation."  # how the names of their tensors begin
 
 
 def replace_weights(model: Model, made: Mapping[str, Replacement]) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def replace_weights(model: Model, made: Mapping[str, Replacement]) -> dict[str, 
         if new is not None:
             layers[name] = (old, new.train(old.training))
     for name, (_, new) in layers.items():
-        _put(model, name, new)
+        put_layer(model, name, new)
     return {name: old for name, (old, _) in layers.items()}
 
 
@@ -73,7 +76,7 @@ def replaced(model: Model, made: Mapping[str, Replacement]) -> Iterator[Model]:
         yield model
     finally:
         for name, old in before.items():
-            _put(model, name, old)
+            put_layer(model, name, old)
 
 
 def rounded(made: Mapping[str, Replacement], dtype: str) -> dict[str, Replacement]:
@@ -102,6 +105,8 @@ def save(
     base: Model,
     dtype: str = "float16",
     facts: Mapping[str, Any] | None = None,
+    rotation: Rotation | None = None,
+    precision: Precision | None = None,
 ) -> Path:
     """Write replacements as ``compressed.safetensors`` and ``compressed.json``.
 
@@ -117,6 +122,8 @@ def save(
         Of stored values.
     facts : mapping, optional
         Further notes: method, calibration, kept ratio.
+    rotation, precision : Rotation, Precision, optional
+        Of a rotated model, whose matrices these are.
 
     Returns
     -------
@@ -133,8 +140,9 @@ def save(
     Notes
     -----
     Tensors are ``<module>.A``, ``.B``, ``.bias`` of factors; ``.dict``, ``.codes_val`` and
-    ``.codes_idx`` (bits) of dictionaries. The file has the bytes that `Storage` counts, and the
-    header.
+    ``.codes_idx`` (bits) of dictionaries; ``.low``, ``.high`` (bits) and their scales of integers;
+    ``rotation.residual``, ``.keys`` and ``.down`` of a rotated model. The file has the bytes that
+    `Storage` counts, and the header.
     """
     bits = bits_of("save", dtype)
     where = Path(folder)
@@ -155,6 +163,9 @@ def save(
         if not isinstance(one, Dense):
             for part, value in one.arrays().items():
                 entries.append(_entry(f"{name}.{part}", value, dtype))
+    if rotation is not None:
+        entries += [Entry.of(_BASES + part, x) for part, x in rotation.tensors().items()]
+        facts = {**(facts or {}), "rotation": asdict(precision or Precision())}
     metadata = {"format": "pt", "schema": _SCHEMA}
     write_safetensors(where / _TENSORS, entries, metadata)
     note = {"schema": _SCHEMA, "dtype": dtype, "base": base.name, "base_hash": base.fingerprint}
@@ -196,6 +207,7 @@ def load(folder: str | os.PathLike[str], model: Model | None = None) -> dict[str
         if note["schema"] != _SCHEMA:
             raise ValueError(f"the schema {note['schema']!r}")
         modules, base = dict(note["modules"]), str(note["base_hash"])
+        precision = Precision(**note["rotation"]) if "rotation" in note else None
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(
             f"[load] {str(where / _NOTES)!r} must be notes of the schema {_SCHEMA!r}, got: {error}"
@@ -213,7 +225,16 @@ def load(folder: str | os.PathLike[str], model: Model | None = None) -> dict[str
                 f"[load] model must be the one that was compressed, {note['base']!r} with the hash "
                 f"{base[:12]}..., got {model.name!r} with {model.fingerprint[:12]}..."
             )
-        replace_weights(model, made)
+        if precision is None:
+            replace_weights(model, made)
+        else:
+            from subspan.compression.rotated import rotate_model
+
+            bases = {
+                name[len(_BASES) :]: x for name, x in tensors.items() if name.startswith(_BASES)
+            }
+            integers = {name: one for name, one in made.items() if isinstance(one, Integers)}
+            rotate_model(model, Rotation.from_tensors(bases), integers, precision)
     return made
 
 
@@ -224,7 +245,7 @@ def export(model: Model, folder: str | os.PathLike[str]) -> Path:
     ----------
     model : Model
         Changed in place: its layers are ordinary ones afterwards, with the weights that the
-        factors stood for.
+        factors or integers stood for, and what was rounded at run time no longer is.
     folder : path
         A new folder; it appears when everything is written.
 
@@ -240,19 +261,22 @@ def export(model: Model, folder: str | os.PathLike[str]) -> Path:
     """
     import torch
 
-    from subspan.compression.modules import DictionaryLinear, FactoredLinear
+    from subspan.compression.modules import STAND_INS
 
     where = Path(folder)
     if where.exists():
         raise OutputError(f"[export] folder must be new, got {str(where)!r}, which exists")
     for name, module in list(model.hf.named_modules()):
-        if isinstance(module, FactoredLinear | DictionaryLinear):
+        if isinstance(module, STAND_INS):
             weight = module.matrix()
             with torch.device("meta"):
                 dense = torch.nn.Linear(module.in_features, module.out_features, bias=False)
             dense.weight = torch.nn.Parameter(weight.contiguous())
             dense.bias = module.bias
-            _put(model, name, _conv1d(dense) if module.of_conv1d else dense)
+            put_layer(model, name, _conv1d(dense) if module.of_conv1d else dense)
+        hook = getattr(module, "cache_hook", None)
+        if hook is not None:
+            hook.remove()
     partial = where.with_name(f".{where.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -305,7 +329,8 @@ def _layer(model: Model, name: str) -> Any:
     return found
 
 
-def _put(model: Model, name: str, module: Any) -> None:
+def put_layer(model: Model, name: str, module: Any) -> None:
+    """Put a module in the place of another of this name."""
     owner, _, last = name.rpartition(".")
     setattr(model.hf.get_submodule(owner), last, module)
 
