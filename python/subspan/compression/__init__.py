@@ -6,9 +6,13 @@ spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mi
 `utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate`
 collects the moments of every input once, `replace_weights` puts factors in the place of weights,
 `save`, `load` and `export` write and read them, `perplexity` says what it cost, and `compress` does
-all of it and writes a report. Importing this package imports neither torch nor transformers.
+all of it and writes a report. For caches of keys and values, `calibrate_cache`, `plan_cache`,
+`train_cache` and `compress_cache` do the same. Importing this package imports neither torch nor
+transformers.
 """
 
+from subspan.compression._cache_job import CacheCompression as CacheCompression
+from subspan.compression._cache_job import compress_cache as compress_cache
 from subspan.compression._job import Compression as Compression
 from subspan.compression._job import compress as compress
 from subspan.compression.allocation import Allocation as Allocation
@@ -17,9 +21,18 @@ from subspan.compression.allocation import allocate as allocate
 from subspan.compression.allocation import rank_options as rank_options
 from subspan.compression.cache import CacheBasis as CacheBasis
 from subspan.compression.cache import cache_basis as cache_basis
+from subspan.compression.cache_moments import CacheMoments as CacheMoments
+from subspan.compression.cache_moments import calibrate_cache as calibrate_cache
+from subspan.compression.cache_plan import CachePlan as CachePlan
+from subspan.compression.cache_plan import plan_cache as plan_cache
+from subspan.compression.cache_rates import allocate_rates as allocate_rates
+from subspan.compression.cache_rates import search_rates as search_rates
+from subspan.compression.cache_training import TrainedCache as TrainedCache
+from subspan.compression.cache_training import train_cache as train_cache
 from subspan.compression.calibration import Calibration as Calibration
 from subspan.compression.calibration import calibrate as calibrate
 from subspan.compression.dictionary import sparse_dictionary as sparse_dictionary
+from subspan.compression.elementwise import elementwise_svd as elementwise_svd
 from subspan.compression.factors import Factors as Factors
 from subspan.compression.layers import Weight as Weight
 from subspan.compression.layers import find_weights as find_weights
@@ -39,6 +52,7 @@ from subspan.compression.quantize import mixed_basis as mixed_basis
 from subspan.compression.quantize import quantize as quantize
 from subspan.compression.rotation import rotate_residual as rotate_residual
 from subspan.compression.storage import Storage as Storage
+from subspan.compression.storage import cache_storage as cache_storage
 from subspan.compression.storage import dense_storage as dense_storage
 from subspan.compression.storage import dictionary_size as dictionary_size
 from subspan.compression.storage import dictionary_storage as dictionary_storage
@@ -56,6 +70,9 @@ from subspan.compression.weights import save as save
 __all__ = [
     "Allocation",
     "CacheBasis",
+    "CacheCompression",
+    "CacheMoments",
+    "CachePlan",
     "Calibration",
     "Compression",
     "Dense",
@@ -68,16 +85,22 @@ __all__ = [
     "Replacement",
     "SparseDictionary",
     "Storage",
+    "TrainedCache",
     "UtilisedRank",
     "Weight",
     "activation_svd",
     "allocate",
+    "allocate_rates",
     "cache_basis",
+    "cache_storage",
     "calibrate",
+    "calibrate_cache",
     "compress",
+    "compress_cache",
     "dense_storage",
     "dictionary_size",
     "dictionary_storage",
+    "elementwise_svd",
     "export",
     "find_weights",
     "fisher_svd",
@@ -85,6 +108,7 @@ __all__ = [
     "low_rank_storage",
     "mixed_basis",
     "perplexity",
+    "plan_cache",
     "quantize",
     "quantized_storage",
     "rank_of_kept",
@@ -93,7 +117,9 @@ __all__ = [
     "replaced",
     "rotate_residual",
     "save",
+    "search_rates",
     "sparse_dictionary",
+    "train_cache",
     "truncated_svd",
     "utilised_rank",
     "whitened_svd",

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from subspan import _checks
 from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
+from subspan.compression._frame import causal, choices, evaluated, noted, ratios, texts_of
 from subspan.compression._methods import ALLOCATIONS, METHODS, Worker, needs_gradients
 from subspan.compression._page import page, verdict
 from subspan.compression._pictures import pictures
@@ -21,10 +20,9 @@ from subspan.compression._reading import Reading, read
 from subspan.compression.calibration import Calibration, calibrate
 from subspan.compression.layers import Weight, find_weights
 from subspan.compression.matrices import Replacement
-from subspan.compression.perplexity import perplexity
 from subspan.compression.storage import bits_of, dense_storage
 from subspan.compression.weights import replaced, rounded, save
-from subspan.errors import InvalidArgumentError, UnsupportedError
+from subspan.errors import InvalidArgumentError
 from subspan.report import RunFolder, Stopwatch, run_facts, write_json
 from subspan.report.result import Progress, Result, finish, silent
 
@@ -156,9 +154,9 @@ def compress(
     """
     stages = progress or silent
     watch = Stopwatch()
-    chosen = _names("methods", methods, METHODS)
-    ways = _names("allocations", allocations, ALLOCATIONS)
-    ratios = _ratios(kept)
+    chosen = choices("compress", "methods", methods, METHODS)
+    ways = choices("compress", "allocations", allocations, ALLOCATIONS)
+    shares = ratios("compress", kept)
     for name, value in (("tokens", tokens), ("eval_tokens", eval_tokens)):
         _checks.integer("compress", name, value, low=2)
     for name, value in (("seed", seed), ("iterations", iterations)):
@@ -172,19 +170,14 @@ def compress(
         set_threads("compress", threads, model=True)
     with watch.part("loading"):
         stages("loading", 0, 1)
-        opened = load_model(model)
-        if opened.kind != "causal":
-            raise UnsupportedError(
-                f"[compress] model must be a causal language model, got the {opened.kind} "
-                f"{opened.name!r}"
-            )
+        opened = causal("compress", load_model(model))
         weights = find_weights(opened, modules)
         reading = read(
             opened, texts, evaluation, out_of_domain,
             tokens=tokens, eval_tokens=eval_tokens, window=window, seed=seed,
         )  # fmt: skip
     settings = {
-        "methods": chosen, "allocations": ways, "kept": ratios, "least": least, "dtype": dtype,
+        "methods": chosen, "allocations": ways, "kept": shares, "least": least, "dtype": dtype,
         "modules": [weight.name for weight in weights], "window": reading.window,
         "iterations": iterations, "ratio": ratio, "seed": seed, "store": store,
         "calibration_tokens": sum(map(len, reading.calibration)),
@@ -199,17 +192,19 @@ def compress(
             dictionary={"iterations": iterations, "ratio": ratio, "seed": seed},
         )  # fmt: skip
         with watch.part("evaluation"):
-            dense = _dense(folder, opened, reading, stages)
+            dense = noted(
+                folder.work / "dense.json", lambda: evaluated("compress", opened, reading, stages)
+            )
         points = []
-        runs = [(a, b, c) for a in chosen for b in ways for c in ratios]
+        runs = [(a, b, c) for a in chosen for b in ways for c in shares]
         for number, (method, allocation, share) in enumerate(runs):
             stages("points", number, len(runs))
             note = folder.work / f"{method}-{allocation}-{share:g}.json"
             if not note.exists():
                 with watch.part(method):
                     made = worker.make(method, allocation, share)
-                with watch.part("evaluation"):
-                    point = _evaluated(opened, reading, rounded(made, dtype), stages)
+                with watch.part("evaluation"), replaced(opened, rounded(made, dtype)):
+                    point = evaluated("compress", opened, reading, stages)
                 point |= {"method": method, "allocation": allocation, "kept": share}
                 point |= _sizes(worker, method, weights, made, bits)
                 if store:
@@ -232,21 +227,6 @@ def compress(
     return Compression(folder.path, report)
 
 
-def _names(what: str, asked: str | Iterable[str], known: tuple[str, ...]) -> list[str]:
-    names = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
-    if not names:
-        raise InvalidArgumentError(f"[compress] {what} must name at least one, got none")
-    return [_checks.choice("compress", what, name, known) for name in names]
-
-
-def _ratios(kept: float | Iterable[float]) -> list[float]:
-    asked = list(kept) if isinstance(kept, Iterable) else [kept]
-    found = [_checks.real("compress", "kept", one, low=0.0, high=1.0) for one in asked]
-    if not found or min(found) <= 0:
-        raise InvalidArgumentError(f"[compress] kept must be in (0, 1], got {asked}")
-    return sorted(set(found), reverse=True)
-
-
 def _calibrated(  # noqa: PLR0917
     folder: RunFolder, model: Model, reading: Reading, modules: Any, gradients: bool, seed: int,
     stages: Progress,
@@ -260,38 +240,6 @@ def _calibrated(  # noqa: PLR0917
     )  # fmt: skip
     found.save(file)
     return found
-
-
-def _dense(folder: RunFolder, model: Model, reading: Reading, stages: Progress) -> dict[str, Any]:
-    note = folder.work / "dense.json"
-    if not note.exists():
-        write_json(note, _evaluated(model, reading, {}, stages))
-    found: dict[str, Any] = json.loads(note.read_text("utf-8"))
-    return found
-
-
-def _evaluated(
-    model: Model, reading: Reading, made: dict[str, Replacement], stages: Progress
-) -> dict[str, Any]:
-    """Return cross-entropies and perplexities on every text; what overflows is None."""
-    nats, values = {}, {}
-    total, done = sum(len(text.batches) for text in reading.evaluation), 0
-    with replaced(model, made):
-        for text in reading.evaluation:
-
-            def report(n: int, _: int, before: int = done) -> None:
-                stages("evaluation", before + n, total)
-
-            try:
-                found = perplexity(model, text.batches, progress=report)
-            except InvalidArgumentError as error:
-                raise InvalidArgumentError(
-                    f"[compress] text {text.name!r} cannot judge: {error}"
-                ) from error
-            done += len(text.batches)
-            nats[text.name] = found.nats if np.isfinite(found.nats) else None
-            values[text.name] = found.value if np.isfinite(found.value) else None
-    return {"nats": nats, "perplexity": values}
 
 
 def _sizes(
@@ -344,10 +292,7 @@ def _report(  # noqa: PLR0917
             "inputs": len(found.inputs),
             "hash": reading.fingerprint,
         },
-        "texts": [
-            {"name": text.name, "domain": text.domain, "tokens": text.n_tokens}
-            for text in reading.evaluation
-        ],
+        "texts": texts_of(reading),
         "weights": [
             {"name": w.name, "layer": w.layer, "kind": w.kind, "shape": list(w.shape)}
             for w in weights

@@ -56,7 +56,7 @@ class Reading(NamedTuple):
 
 def read(
     model: Model, texts: Any, evaluation: Any, out_of_domain: Any,
-    *, tokens: int, eval_tokens: int, window: int | None, seed: int,
+    *, tokens: int, eval_tokens: int, window: int | None, seed: int, function: str = "compress",
 ) -> Reading:  # fmt: skip
     """Cut texts into windows, draw those that calibrate, evenly from each text, and hold some out.
 
@@ -66,9 +66,9 @@ def read(
     room = window or min(_WINDOW, model.context or _WINDOW)
     sources = _listed(texts)
     if not sources:
-        raise InvalidArgumentError("[compress] texts must hold calibration texts, got none")
+        raise InvalidArgumentError(f"[{function}] texts must hold calibration texts, got none")
     rng = np.random.default_rng(seed)
-    streams = [_stream(model, source, room) for source in sources]
+    streams = [_stream(function, model, source, room) for source in sources]
     own = evaluation is None
     chosen: list[TokenBatch] = []
     judged: list[Text] = []
@@ -78,9 +78,9 @@ def read(
         share = max(1, round(tokens / len(streams) / room))
         if count - held < 1:
             raise InvalidArgumentError(
-                f"[compress] text {name!r} must have two windows of {room} tokens or more, one to "
-                f"calibrate and one held out, got {stream.n_tokens} tokens. Give longer texts, a "
-                "shorter window, or other texts to judge by"
+                f"[{function}] text {name!r} must have two windows of {room} tokens or more, one "
+                f"to calibrate and one held out, got {stream.n_tokens} tokens. Give longer texts, "
+                "a shorter window, or other texts to judge by"
             )
         picked = rng.permutation(count - held)[:share]
         chosen += [stream[int(index)] for index in np.sort(picked)]
@@ -88,7 +88,7 @@ def read(
             judged.append(Text(name, "in", _spread(stream, count - held, eval_tokens, room)))
     for domain, others in (("in", evaluation), ("out", out_of_domain)):
         for source in _listed(others):
-            name, stream = _stream(model, source, room)
+            name, stream = _stream(function, model, source, room)
             judged.append(Text(name, domain, _spread(stream, 0, eval_tokens, room)))
     names = [text.name for text in judged]
     judged = [  # two files of one name in different folders
@@ -105,11 +105,11 @@ def _listed(texts: Any) -> list[Any]:
     return [texts] if one else list(texts)
 
 
-def _stream(model: Model, source: Any, window: int) -> tuple[str, TokenStream]:
+def _stream(function: str, model: Model, source: Any, window: int) -> tuple[str, TokenStream]:
     stream = tokenize(model, [source], window=window, batch_size=1)
     name = Path(source).name if isinstance(source, os.PathLike) else stream.documents[0]
     if not len(stream):
-        raise InvalidArgumentError(f"[compress] text {name!r} must have tokens, got none")
+        raise InvalidArgumentError(f"[{function}] text {name!r} must have tokens, got none")
     return name, stream
 
 

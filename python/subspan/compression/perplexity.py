@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import exp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from subspan.activations import Model, TokenBatch
 from subspan.compression.layers import evaluating, inputs_of
@@ -30,6 +30,7 @@ def perplexity(
     model: Model,
     batches: Sequence[TokenBatch],
     *,
+    cache: Callable[[], Any] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Perplexity:
     """Return the perplexity of a causal language model on tokens, window by window.
@@ -40,6 +41,9 @@ def perplexity(
         With an output head; it is run as it is, without dropout.
     batches : TokenStream or sequence of TokenBatch
         Windows of tokens; the first token of a window is not predicted.
+    cache : callable, optional
+        Returns an empty cache for each batch, such as a `CompressedCache`; attention reads keys and
+        values from it.
     progress : callable, optional
         Called as ``progress(done, total)`` in batches.
 
@@ -70,6 +74,8 @@ def perplexity(
     with evaluating(model.hf), torch.no_grad():
         for number, batch in enumerate(batches):
             inputs, mask = inputs_of(model, batch)
+            if cache is not None:
+                inputs |= {"use_cache": True, "past_key_values": cache()}
             logits = model.hf(**inputs).logits
             for row, length in zip(range(len(mask)), batch.lengths.tolist(), strict=True):
                 wide = torch.promote_types(logits.dtype, torch.float32)

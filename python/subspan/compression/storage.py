@@ -17,6 +17,7 @@ __all__ = [
     "Part",
     "Storage",
     "bits_of",
+    "cache_storage",
     "dense_storage",
     "dictionary_size",
     "dictionary_storage",
@@ -136,6 +137,11 @@ def quantized_storage(
     groups = ceil(count / integer("quantized_storage", "group", group, low=1))
     parts = (Part("values", count, bits), Part("scales", groups, scale_bits))
     return Storage(parts + ((Part("zeros", groups, zero_bits),) if zero_bits else ()))
+
+
+def cache_storage(keys: int, values: int, *, tokens: int = 1, bits: int = 16) -> Storage:
+    """Return the storage of a cache that holds so many numbers of keys and of values a token."""
+    return Storage((Part("keys", tokens * keys, bits), Part("values", tokens * values, bits)))
 
 
 def rank_of_kept(m: int, n: int, kept: float) -> int:
