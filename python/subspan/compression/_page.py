@@ -10,13 +10,13 @@ from subspan.report import Page
 from subspan.report.facts import fact_items
 from subspan.report.words import count, listed, percent
 
-__all__ = ["page", "verdict"]
+__all__ = ["heading", "page", "quality_words", "reading_facts", "verdict"]
 
 Row = Mapping[str, Any]
 
 
-def verdict(report: Row) -> list[str]:
-    """Return what was found, in sentences, the bad news included."""
+def quality_words(report: Row) -> list[str]:
+    """Return a sentence for each kept ratio: which run was best, and what it costs."""
     texts, dense = report["texts"], report["dense"]["perplexity"]
     first = next((t for t in texts if t["domain"] == "in"), texts[0])["name"]
     said = []
@@ -32,6 +32,17 @@ def verdict(report: Row) -> list[str]:
             f"With {100 * best['kept_bytes']:.1f} % of the bytes kept, {run_name(best)}{which} has "
             f"a perplexity of {values}."
         )
+    return said
+
+
+def heading(text: Row) -> str:
+    """Return what a column of a text is called."""
+    return f"{text['name']}{'' if text['domain'] == 'in' else ' (out of domain)'}"
+
+
+def verdict(report: Row) -> list[str]:
+    """Return what was found, in sentences, the bad news included."""
+    said = quality_words(report)
     last = report["points"][-1]
     alone = sum(row["kind"] == "dense" for row in last["layers"])
     if alone:
@@ -68,7 +79,7 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]]) -> Page:
     for point in report["points"]:
         _layers(made, report, point)
     made.section("Run facts")
-    made.definitions(_facts(report))
+    made.definitions(reading_facts(report, f"{about['inputs']} distinct inputs"))
     made.section("How to read this")
     made.definitions(_method())
     return made
@@ -77,7 +88,7 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]]) -> Page:
 def _points(made: Page, report: Row) -> None:
     texts = report["texts"]
     columns = ["Method", "Allocation", "Bytes kept, %", "Matrices, MB", "Model, MB"]
-    columns += [f"{t['name']}{'' if t['domain'] == 'in' else ' (out of domain)'}" for t in texts]
+    columns += [heading(text) for text in texts]
     columns += ["Mean output error, %", "Dense"]
     model = report["model"]
     dense = [report["dense"]["perplexity"][t["name"]] for t in texts]
@@ -118,14 +129,15 @@ def _layers(made: Page, report: Row, point: Row) -> None:
     made.table(columns, rows, closed=title)
 
 
-def _facts(report: Row) -> list[tuple[str, str]]:
+def reading_facts(report: Row, collected: str) -> list[tuple[str, str]]:
+    """Return the model, what calibrated and what judged."""
     settings, about, model = report["settings"], report["calibration"], report["model"]
     judged = [f"{t['name']} ({t['domain']}, {t['tokens']:,} tokens)" for t in report["texts"]]
     return [
         ("Model", model["path"]),
         ("Hash of the model (SHA-256)", model["hash"]),
         ("Calibration", f"{', '.join(about['texts'])}: {about['tokens']:,} tokens in windows of "
-         f"{settings['window']}, {about['inputs']} distinct inputs; seed {settings['seed']}"),
+         f"{settings['window']}, {collected}; seed {settings['seed']}"),
         ("Hash of the tokens", about["hash"]),
         ("Judged by", ", ".join(judged)),
         ("Stored values", settings["dtype"]),
