@@ -1,9 +1,9 @@
-"""gram, grams: sums against float64, symmetry, shapes, layouts, batches, gradients, refusals."""
+"""gram, grams, gram_inner: sums against float64, symmetry, layouts, gradients, refusals."""
 
 import numpy as np
 import pytest
 from matrices import layouts, same_bits
-from subspan import _core, gram, grams
+from subspan import _core, gram, gram_inner, grams
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
 DTYPES = [np.float32, np.float64]
@@ -222,3 +222,85 @@ def test_cuda_arrays_of_others_are_refused():
             function(x)
     with pytest.raises(UnsupportedError, match=r"\[gram\] has no CUDA kernel yet"):
         _core.gram(x, None, np.empty((2, 3, 3)))
+
+
+# ---- inner products of the Gram matrices of rows ---------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 5, 63, 64, 65, 130, 417, 1000])
+def test_inner_products_of_row_grams(n, dtype, rng):
+    xs = [rng.standard_normal((n, d)).astype(dtype) for d in (1, 7, 0, 40, 300)]
+    grams_of_rows = [(x.astype(np.float64) @ x.T.astype(np.float64)).ravel() for x in xs]
+    wanted = np.stack(grams_of_rows) @ np.stack(grams_of_rows).T
+    found = gram_inner(xs)
+    assert found.dtype == np.float64
+    same_bits((found, found.T.copy()))
+    size = np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
+    assert (np.abs(found - wanted) <= 40 * np.finfo(dtype).eps * size).all()
+
+
+def test_inner_products_of_many_matrices(rng):
+    """More matrices than tiles of full size leave room for, and more than one panel."""
+    xs = [rng.standard_normal((150, 2)) for _ in range(270)]
+    wanted = np.array([[np.square(x.T @ y).sum() for y in xs] for x in xs])
+    np.testing.assert_allclose(gram_inner(xs), wanted, rtol=1e-12)
+
+
+def test_inner_products_lose_little_in_float32():
+    """Sixteen million equal terms, one after the other, would stop to count."""
+    ones = np.ones((4000, 1), np.float32)
+    assert gram_inner([ones, 3 * ones])[0, 1] == 9 * 4000.0**2
+
+
+def test_inner_products_of_layouts_and_libraries(library, rng):
+    x, y = rng.standard_normal((2, 90, 12))
+    wanted = gram_inner([x, y])
+    for view in layouts(x).values():
+        np.testing.assert_allclose(gram_inner([view, y]), wanted, rtol=1e-13)
+    found = gram_inner([library.put(x), library.put(y)])
+    assert library.owns(found)
+    same_bits((library.get(found), wanted))
+
+
+def test_inner_products_do_not_depend_on_threads(threads, rng):
+    xs = [rng.standard_normal((700, d)).astype(np.float32) for d in (20, 150, 3)]
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        results.append(gram_inner(xs))
+    same_bits((results[1], results[0]), (results[2], results[0]))
+
+
+def test_nonfinite_inner_products(rng):
+    x, y = rng.standard_normal((2, 80, 4))
+    x[70, 2] = np.nan
+    found = gram_inner([x, y])
+    assert np.isnan(found[0]).all()
+    assert found[1, 1] == gram_inner([y])[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("xs", "kind", "text"),
+    [
+        (np.ones((2, 3, 4)), DtypeError, "xs must be a list or tuple of arrays, got ndarray"),
+        ([], InvalidArgumentError, "xs must have at least one array, got none"),
+        ([[1.0]], DtypeError, r"xs\[0\] must be an array"),
+        ([np.ones(3)], InvalidArgumentError, r"xs\[0\] must have 2 axes, got 1"),
+        ([np.ones((3, 2), int)], DtypeError, "xs must be float32 or float64, got int64"),
+        ([np.ones((3, 2)), np.ones((3, 2), "f4")], DtypeError, r"xs\[1\] must be float64 as xs"),
+        ([np.ones((3, 2)), np.ones((4, 2))], InvalidArgumentError, r"xs\[1\] must have 3 rows"),
+    ],
+)
+def test_refused_matrices(xs, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        gram_inner(xs)
+    assert str(caught.value).startswith("[gram_inner] ")
+
+
+def test_refused_inner_products_of_the_core():
+    x = np.ones((3, 2))
+    with pytest.raises(InvalidArgumentError, match="out must be C-ordered"):
+        _core.gram_inner([x, x], np.empty((2, 3)))
+    with pytest.raises(InvalidArgumentError, match="xs must have 3 rows"):
+        _core.gram_inner([x, x[:2]], np.empty((2, 2)))

@@ -150,7 +150,7 @@ def test_the_public_names_are_these():
         *("KNN", "PCA", "QR", "SVD", "Eigh", "EighInfo", "Moments", "Radius", "SVDInfo", "TopK"),
         *("RaggedCode", "SparseCode", "batch_topk_encode", "threshold_encode", "topk_encode"),
         *("CholeskyInfo", "SolveTriangularInfo", "cholesky", "solve_triangular"),
-        *("Grams", "gram", "grams"),
+        *("Grams", "gram", "gram_inner", "grams"),
         *("TensorPower", "tensor_power"),
         *("svd", "svdvals", "eigh", "eigvalsh", "qr", "topk", "knn", "radius_neighbors"),
         *("knn_both", "sparse_decode", "adam_step", "gradient_norm", "kernel_matvec"),

@@ -1,5 +1,8 @@
 #include "subspan/gram.hpp"
 
+#include <list>
+#include <vector>
+
 #include "dispatch.hpp"
 
 namespace py = pybind11;
@@ -46,6 +49,23 @@ void bind_gram(py::module_& m) {
       },
       py::arg("x"), py::arg("y"), py::arg("xx"), py::arg("xy"), py::arg("yy"),
       "x^T x, x^T y and y^T y of a batch into caller-owned outputs.");
+  m.def(
+      "gram_inner",
+      [](py::list xs, py::object out) {
+        constexpr char const* function = "gram_inner";
+        array_ref const first = read_array(xs[0], function, "xs");
+        visit_real(first, function, "xs", [&](auto tag) {
+          using T = typename decltype(tag)::type;
+          std::list<argument<T const, 2>> owners;  // live as long as their views
+          std::vector<strided_view<T const, 2>> views;
+          for (py::handle x : xs) views.push_back(owners.emplace_back(x, function, "xs").view());
+          argument<double, 2> const products(out, function, "out");
+          without_gil(function,
+                      [&] { subspan::gram_inner<T>(make_context(), views, products.view()); });
+        });
+      },
+      py::arg("xs"), py::arg("out"),
+      "Inner products of x x^T of matrices [n, d] into out [count, count].");
 }
 
 }  // namespace subspan::bindings

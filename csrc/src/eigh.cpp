@@ -5,7 +5,7 @@
 #endif
 
 #include "detail/dtypes.hpp"
-#include "detail/pack_batch.hpp"
+#include "detail/values_kernels.hpp"
 
 #define SUBSPAN_FILE "eigh.cpp"
 #include "detail/foreach_level.hpp"
@@ -13,6 +13,8 @@
 namespace subspan::cpu::SUBSPAN_LEVEL {
 namespace {
 #include "detail/pack_levels.inl.hpp"
+
+#include "detail/row_tridiagonal.inl.hpp"
 
 template <class V>
 struct eigh_scratch {
@@ -131,6 +133,84 @@ index_t eigh_rows_bytes(index_t, index_t n) {
   return eigh_rows_scratch<pack<T, W>>(nullptr, n).parts.bytes();
 }
 
+/// Scratch for the tridiagonal form of one larger matrix, whose values alone are wanted.
+template <class T>
+struct tridiagonal_scratch {
+  pack_scratch<row_vector<T>> parts;
+  T *a, *panel;
+  tridiagonal_scratch(void* memory, index_t n) : parts(memory) {
+    a = numbers(lower_rows<T>::size(n));
+    panel = numbers(reflection_panel<T>::size(n));
+  }
+
+ private:
+  T* numbers(index_t count) { return reinterpret_cast<T*>(parts.take(vectors_of<T>(count))); }
+};
+
+/// What is left of a matrix: d[n], e[n], and how it was scaled.
+template <class T>
+void run_tridiagonal(detail::pack_input<T> const& from, T* to, void* memory) {
+  index_t const n = from.rows;
+  tridiagonal_scratch<T> const s(memory, n);
+  lower_rows<T> const a{s.a, row_pitch<T>(n)};
+  pack_scale<row_vector<T>> scale;
+  load_lower(from, 0, a, scale, 0);
+  tridiagonalize_lower(a, n, reflection_panel<T>(s.panel, n), to, to + n);
+  to[2 * n - 1] = 0;
+  T* const how = to + 2 * n;
+  how[0] = scale.up[0];
+  how[1] = scale.power[0];
+  how[2] = scale.finite[0] ? T{1} : T{0};
+}
+
+template <class T>
+index_t tridiagonal_bytes(index_t n) {
+  return tridiagonal_scratch<T>(nullptr, n).parts.bytes();
+}
+
+template <class V>
+struct values_scratch {
+  pack_scratch<V> parts;
+  V *d, *e, *rotations;
+  lane_mask<V>* order;
+  values_scratch(void* memory, index_t n) : parts(memory) {
+    d = parts.take(2 * n + detail::k_tridiagonal_extra);  // as a line of the task
+    e = d + n;
+    rotations = parts.take(rotation_list<V, 1>::size(n));
+    order = reinterpret_cast<lane_mask<V>*>(parts.take(n));
+  }
+};
+
+/// Eigenvalues of up to W tridiagonal matrices.
+template <class T, int W>
+void run_values_pack(detail::eigh_pack<T> const& task, void* memory) {
+  using V = pack<T, W>;
+  index_t const n = task.a.rows, count = task.a.count;
+  values_scratch<V> const s(memory, n);
+  load_line<V>(task.a.data, task.a.next, 1, task.a.next, count, s.d);
+  V const* const how = s.d + 2 * n;
+  pack_scale<V> scale;
+  scale.up = how[0];
+  scale.power = how[1];
+  scale.finite = how[2] == 1;
+  rotation_list<V, 1> list(s.rotations, n);
+  auto const left =
+      iterate_tridiagonal(s.d, s.e, n, list, [](rotation_list<V, 1>& some) { some.clear(); });
+  finish_values<false>(s.d, s.order, n, scale, left, task, count);
+}
+
+template <class T, int W>
+index_t values_bytes(index_t, index_t n) {
+  return values_scratch<pack<T, W>>(nullptr, n).parts.bytes();
+}
+
+template <class T>
+constexpr detail::values_kernels<T> eigenvalue_kernels = {
+    tridiagonal_bytes<T>,
+    run_tridiagonal<T>,
+    {{k_wide_pack<T>, values_bytes<T, k_wide_pack<T>>, run_values_pack<T, k_wide_pack<T>>},
+     {k_narrow_pack<T>, values_bytes<T, k_narrow_pack<T>>, run_values_pack<T, k_narrow_pack<T>>}}};
+
 template <class T>
 constexpr detail::pack_kernels<detail::eigh_pack<T>> eigh_kernels = {
     {k_wide_pack<T>, eigh_pack_bytes<T, k_wide_pack<T>>, run_eigh_pack<T, k_wide_pack<T>>},
@@ -223,6 +303,30 @@ class eigh_worker {
   std::optional<detail::workspace<int>> iwork_;
 };
 
+/// The values of larger matrices: one after the other becomes tridiagonal, on all threads; these are
+/// small, and iterate in packs.
+template <class T>
+void eigenvalues(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> values,
+                 strided_view<std::int32_t, 1> info, decomposition_params params) {
+  auto const& kernels = SUBSPAN_PICK(eigenvalue_kernels<T>);
+  index_t const batch = a.shape[0], n = a.shape[1];
+  index_t const length = 2 * n + detail::k_tridiagonal_extra;
+  detail::workspace<T> forms(ctx, batch * length);
+  detail::parallel_for(ctx, batch, 1, [&](index_t begin, index_t end) {
+    detail::workspace<std::byte> scratch(ctx, kernels.scratch(n));
+    for (index_t b = begin; b < end; ++b)
+      kernels.reduce(detail::input_of(a, false, b, 1), forms.data() + b * length, scratch.data());
+  });
+  double const flops = 60.0 * static_cast<double>(n * n);
+  detail::run_packs(ctx, batch, n, n, flops, kernels.iterate, [&](index_t first, index_t count) {
+    return detail::eigh_pack<T>{{forms.data() + first * length, length, 1, 1, n, 1, count},
+                                detail::output_of(values, false, first),
+                                {},
+                                info.data + first};
+  });
+  detail::apply_policies("eigh", info.data, batch, params);
+}
+
 }  // namespace
 
 inline namespace SUBSPAN_ABI {
@@ -240,6 +344,7 @@ void eigh(context const& ctx, strided_view<T const, 3> a, strided_view<T, 2> val
   detail::route(
       "eigh", a.device,
       [&] {
+        if (!vectors && detail::fits_values(n)) return eigenvalues(ctx, a, values, info, params);
         if (!detail::fits_rows(n, n))
           return detail::for_each_matrix(ctx, "eigh", a, info, params, [&] {
             return eigh_worker<T>(ctx, a, values, vectors, params.nonfinite);

@@ -1,11 +1,13 @@
 #include "subspan/gram.hpp"
 
 #include <span>
+#include <vector>
 
 #include "detail/batched.hpp"
 #include "detail/dtypes.hpp"
 #include "detail/gram_block.hpp"
 #include "detail/product_tile.hpp"
+#include "detail/symmetric_blocks.hpp"
 
 #define SUBSPAN_FILE "gram.cpp"
 #include "detail/foreach_level.hpp"
@@ -30,6 +32,34 @@ constexpr index_t k_tiled_limit = 128;
 constexpr index_t k_group_rows = 64;
 /// Rows of a part of a long matrix, how many parts there may be, and elements of all their sums.
 constexpr index_t k_part_rows = 4096, k_most_parts = 64, k_part_elements = index_t{1} << 20;
+/// Elements of the tiles of all row Grams, least and largest side of a tile, and entries whose
+/// products are summed in the dtype of the tiles.
+constexpr index_t k_row_elements = index_t{1} << 20, k_row_least = 64, k_row_most = 256;
+constexpr index_t k_row_run = 4096;
+
+/// A matrix with its rows or columns contiguous, as BLAS reads it; a copy where it has neither.
+template <class T>
+struct operand {
+  operand(context const& ctx, T const* from, index_t row, index_t column, index_t rows,
+          index_t columns)
+      : data(from) {
+    auto const fits = [](index_t step, index_t least) {
+      return step >= std::max<index_t>(least, 1) && step <= 2147483647;
+    };
+    along_columns = row == 1 && fits(column, rows);
+    pitch = static_cast<int>(along_columns ? column : row);
+    if (along_columns || (column == 1 && fits(row, columns))) return;
+    copy.emplace(ctx, rows * columns);
+    for (index_t i = 0; i < rows; ++i)
+      for (index_t j = 0; j < columns; ++j) (*copy)[i * columns + j] = from[i * row + j * column];
+    data = copy->data();
+    pitch = static_cast<int>(columns);
+  }
+  T const* data;
+  int pitch;
+  bool along_columns;
+  std::optional<detail::workspace<T>> copy;
+};
 
 /// One product of a batch. How it is cut depends on its shape alone, and so do its bits.
 template <class T>
@@ -116,36 +146,13 @@ class product {
 
   /// BLAS reads columns: the transpose y^T x, of which y^T is what lies in memory.
   static void by_blas(context const& ctx, detail::gram_block<T> const& block) {
-    operand const x(ctx, block.x, block.x_row, block.x_column, block.depth, block.rows);
-    operand const y(ctx, block.y, block.y_row, block.y_column, block.depth, block.columns);
+    operand<T> const x(ctx, block.x, block.x_row, block.x_column, block.depth, block.rows);
+    operand<T> const y(ctx, block.y, block.y_row, block.y_column, block.depth, block.columns);
     detail::gemm(y.along_columns ? 'T' : 'N', x.along_columns ? 'N' : 'T',
                  static_cast<int>(block.columns), static_cast<int>(block.rows),
                  static_cast<int>(block.depth), y.data, y.pitch, x.data, x.pitch, block.out,
                  static_cast<int>(block.pitch));
   }
-
-  /// A matrix with its rows or columns contiguous; a copy where it has neither.
-  struct operand {
-    operand(context const& ctx, T const* from, index_t row, index_t column, index_t rows,
-            index_t columns)
-        : data(from) {
-      auto const fits = [](index_t step, index_t least) {
-        return step >= std::max<index_t>(least, 1) && step <= 2147483647;
-      };
-      along_columns = row == 1 && fits(column, rows);
-      pitch = static_cast<int>(along_columns ? column : row);
-      if (along_columns || (column == 1 && fits(row, columns))) return;
-      copy.emplace(ctx, rows * columns);
-      for (index_t i = 0; i < rows; ++i)
-        for (index_t j = 0; j < columns; ++j) (*copy)[i * columns + j] = from[i * row + j * column];
-      data = copy->data();
-      pitch = static_cast<int>(columns);
-    }
-    T const* data;
-    int pitch;
-    bool along_columns;
-    std::optional<workspace> copy;
-  };
 
   void add(T const* sum, index_t begin, index_t end, T* out) const {
     for (index_t i = begin; i < end; ++i)
@@ -205,6 +212,95 @@ void multiply_all(context const& ctx, std::span<product<T> const> products) {
   }
 }
 
+/// Inner products of the row Grams x x^T of many matrices, a block of all of them at a time.
+template <class T>
+class row_grams {
+ public:
+  explicit row_grams(std::vector<strided_view<T const, 2>> const& xs)
+      : xs_(xs), many_(static_cast<index_t>(xs.size())) {
+    index_t side = k_row_least;
+    for (index_t next = side; next <= k_row_most && next * next * many_ <= k_row_elements;
+         next += 64)
+      side = next;
+    detail::cover_symmetric(0, xs.front().shape[0], side, blocks_);
+    // Bounds on the sums of all parts, which are added up in order.
+    index_t const room = k_part_elements / (many_ * many_);
+    index_t const parts = std::clamp<index_t>(room, 1, k_most_parts);
+    grain_ = (static_cast<index_t>(blocks_.size()) + parts - 1) / parts;
+    area_ = side * side;
+  }
+
+  void run(context const& ctx, double* out) const {
+    index_t const count = static_cast<index_t>(blocks_.size());
+    index_t const parts = (count + grain_ - 1) / grain_, table = many_ * many_;
+    detail::blas_scope const scope;
+    detail::workspace<double> sums(ctx, parts * table);
+    std::fill_n(sums.data(), parts * table, 0.0);
+    detail::parallel_for(ctx, count, grain_, [&](index_t begin, index_t end) {
+      detail::workspace<T> tiles(ctx, many_ * area_), products(ctx, table);
+      detail::workspace<T> scratch(ctx, SUBSPAN_PICK(gram_kernels<T>).scratch);
+      for (index_t b = begin; b < end; ++b) {
+        for (index_t l = 0; l < many_; ++l)
+          multiply(ctx, xs_[l], blocks_[b], tiles.data() + l * area_);
+        add(blocks_[b], tiles.data(), products.data(), scratch.data(),
+            sums.data() + begin / grain_ * table);
+      }
+    });
+    for (index_t i = 0; i < many_; ++i)
+      for (index_t j = 0; j <= i; ++j) {
+        double sum = 0;
+        for (index_t part = 0; part < parts; ++part) sum += sums[part * table + i * many_ + j];
+        out[i * many_ + j] = out[j * many_ + i] = sum;
+      }
+  }
+
+ private:
+  /// tile[rows, columns] = x[rows] x[columns]^T; BLAS makes the transpose, in columns.
+  static void multiply(context const& ctx, strided_view<T const, 2> const& x,
+                       detail::symmetric_block const& block, T* tile) {
+    index_t const depth = x.shape[1];
+    if (depth == 0 || block.rows == 0) {
+      std::fill_n(tile, block.rows * block.columns, T{0});
+      return;
+    }
+    auto const [row, column] = x.strides;
+    operand<T> const a(ctx, x.data + block.row * row, row, column, block.rows, depth);
+    operand<T> const b(ctx, x.data + block.column * row, row, column, block.columns, depth);
+    detail::gemm(b.along_columns ? 'N' : 'T', a.along_columns ? 'T' : 'N',
+                 static_cast<int>(block.columns), static_cast<int>(block.rows),
+                 static_cast<int>(depth), b.data, b.pitch, a.data, a.pitch, tile,
+                 static_cast<int>(block.columns));
+  }
+
+  /// Adds the products of tiles, of which only the first entries are those of the block.
+  void add(detail::symmetric_block const& block, T const* tiles, T* products, T* scratch,
+           double* sums) const {
+    index_t const entries = block.rows * block.columns;
+    for (index_t first = 0; first < entries; first += k_row_run) {
+      detail::gram_block<T> const run{tiles + first,
+                                      1,
+                                      area_,
+                                      tiles + first,
+                                      1,
+                                      area_,
+                                      std::min(k_row_run, entries - first),
+                                      many_,
+                                      many_,
+                                      0,
+                                      products,
+                                      many_};
+      SUBSPAN_PICK(gram_kernels<T>).run(run, scratch);
+      for (index_t i = 0; i < many_; ++i)
+        for (index_t j = 0; j <= i; ++j)
+          sums[i * many_ + j] += block.weight * static_cast<double>(products[i * many_ + j]);
+    }
+  }
+
+  std::vector<strided_view<T const, 2>> const& xs_;
+  std::vector<detail::symmetric_block> blocks_;
+  index_t many_, grain_, area_;
+};
+
 template <class T>
 void check_input(char const* function, strided_view<T const, 3> const& x,
                  strided_view<T const, 3> const& y) {
@@ -255,12 +351,32 @@ void grams(context const& ctx, strided_view<T const, 3> x, strided_view<T const,
   multiply_all<T>(ctx, all);
 }
 
+template <class T>
+void gram_inner(context const& ctx, std::vector<strided_view<T const, 2>> const& xs,
+                strided_view<double, 2> out) {
+  constexpr char const* function = "gram_inner";
+  auto const many = static_cast<index_t>(xs.size());
+  detail::expects(many > 0, function, "xs must have at least one matrix, got none");
+  for (auto const& x : xs) {
+    detail::require_cpu(function, x.device);
+    detail::expects(x.shape[0] == xs.front().shape[0] && x.shape[1] <= 2147483647, function,
+                    "xs must have ", xs.front().shape[0], " rows and fewer than 2^31 columns, got ",
+                    x.shape[0], " x ", x.shape[1]);
+  }
+  detail::expects(out.shape == std::array<index_t, 2>{many, many} && out.is_row_major() &&
+                      out.device == xs.front().device,
+                  function, "out must be C-ordered, [", many, ", ", many, "], on the CPU");
+  row_grams<T>(xs).run(ctx, out.data);
+}
+
 #define SUBSPAN_INSTANTIATE(T)                                                               \
   template void gram<T>(context const&, strided_view<T const, 3>, strided_view<T const, 3>,  \
                         strided_view<T, 3>);                                                 \
   template void gram<T>(context const&, strided_view<T const, 3>, strided_view<T, 3>);       \
   template void grams<T>(context const&, strided_view<T const, 3>, strided_view<T const, 3>, \
-                         strided_view<T, 3>, strided_view<T, 3>, strided_view<T, 3>);
+                         strided_view<T, 3>, strided_view<T, 3>, strided_view<T, 3>);        \
+  template void gram_inner<T>(context const&, std::vector<strided_view<T const, 2>> const&,  \
+                              strided_view<double, 2>);
 SUBSPAN_FOREACH_REAL(SUBSPAN_INSTANTIATE)
 #undef SUBSPAN_INSTANTIATE
 

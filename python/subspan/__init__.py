@@ -20,7 +20,7 @@ from subspan._ops.encode import (
     threshold_encode,
     topk_encode,
 )
-from subspan._ops.gram import Grams, gram, grams
+from subspan._ops.gram import Grams, gram, gram_inner, grams
 from subspan._ops.joint_kernel_sums import JointSums, joint_kernel_sums
 from subspan._ops.kernel_logsumexp import kernel_logsumexp
 from subspan._ops.kernel_matvec import kernel_matvec
@@ -66,6 +66,7 @@ __all__ = [
     "get_num_threads",
     "gradient_norm",
     "gram",
+    "gram_inner",
     "grams",
     "joint_kernel_sums",
     "kernel_logsumexp",

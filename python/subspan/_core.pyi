@@ -4,7 +4,7 @@ Native core of subspan. Private: use the functions of the subspan package.
 from __future__ import annotations
 import collections.abc
 import typing
-__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_logsumexp', 'kernel_logsumexp_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'mttkrp', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
+__all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'gram_inner', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_logsumexp', 'kernel_logsumexp_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'mttkrp', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
 def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool) -> None:
     """
     One step of Adam on the rows of w [n, d], m and v, in place.
@@ -56,6 +56,10 @@ def gradient_norm(g: typing.Any, w: typing.Any) -> float:
 def gram(x: typing.Any, y: typing.Any, out: typing.Any) -> None:
     """
     x^T y, or x^T x for y None, of a batch [batch, n, p], [batch, n, q] into out.
+    """
+def gram_inner(xs: list, out: typing.Any) -> None:
+    """
+    Inner products of x x^T of matrices [n, d] into out [count, count].
     """
 def grams(x: typing.Any, y: typing.Any, xx: typing.Any, xy: typing.Any, yy: typing.Any) -> None:
     """

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "subspan/abi.hpp"
 #include "subspan/context.hpp"
 #include "subspan/view.hpp"
@@ -33,6 +35,21 @@ void gram(context const& ctx, strided_view<T const, 3> x, strided_view<T, 3> out
 template <class T>
 void grams(context const& ctx, strided_view<T const, 3> x, strided_view<T const, 3> y,
            strided_view<T, 3> xx, strided_view<T, 3> xy, strided_view<T, 3> yy);
+
+/// Inner products of the Gram matrices of the rows of many matrices:
+///
+///   out[l, m] = sum over rows i, j of (x_l x_l^T)[i, j] (x_m x_m^T)[i, j] = |x_l^T x_m|_F^2
+///
+///   xs  L views [n, d_l], any strides
+///   out [L, L], C order, exactly symmetric
+///
+/// T: float, double. CPU only. n^2 d_l flops for each matrix and n^2 L^2 / 2 for all pairs. No n x n
+/// array is stored: tiles of at most 256 x 256 of all x_l x_l^T meet at once. Sums of up to 4096
+/// entries are in T, beyond in double. Bits do not depend on the threads. Scratch per thread: the
+/// tiles, 2^20 elements or L x 64 x 64; L^2 doubles for each of up to 64 parts.
+template <class T>
+void gram_inner(context const& ctx, std::vector<strided_view<T const, 2>> const& xs,
+                strided_view<double, 2> out);
 
 }  // namespace v0
 }  // namespace subspan

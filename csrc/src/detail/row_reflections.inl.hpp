@@ -45,12 +45,14 @@ inline lane_type<V> sum_of_lanes(V v) {
     return v[0] + v[1];
 }
 
-/// The reflection of x[begin, n), zeros before: x becomes v, v[begin] = 1. As make_reflection().
+/// The reflection of x[begin, n), zeros before: x becomes v, v[begin] = 1. As make_reflection(). Or
+/// with another entry of them, the pivot, that becomes 1.
 template <class T>
 struct row_reflection {
   T tau = 0, beta = 0;
 
-  row_reflection(T* x, index_t begin, index_t n) {
+  row_reflection(T* x, index_t begin, index_t n) : row_reflection(x, begin, begin, n) {}
+  row_reflection(T* x, index_t pivot, index_t begin, index_t n) {
     using V = row_vector<T>;
     V* const v = vectors_at(x);
     index_t const first = begin / k_row_lanes<T>, last = vectors_of<T>(n);
@@ -59,8 +61,8 @@ struct row_reflection {
     T greatest = 0;
     for (int l = 0; l < k_row_lanes<T>; ++l) greatest = std::max<T>(greatest, most[l]);
     V const power = power_of_two(all_lanes<V>(greatest)), down = 1 / power;
-    T const alpha = x[begin] * down[0];
-    x[begin] = 0;
+    T const alpha = x[pivot] * down[0];
+    x[pivot] = 0;
     V sum{};
     for (index_t i = first; i < last; ++i) {
       v[i] *= down;
@@ -75,7 +77,7 @@ struct row_reflection {
       for (index_t i = first; i < last; ++i) v[i] *= scale;
     }
     beta *= power[0];
-    x[begin] = 1;
+    x[pivot] = 1;
   }
 };
 
@@ -343,24 +345,12 @@ void turn_rows(List const& list, int side, index_t lane, T* q, index_t n) {
   for (; at < last; ++at) turn_rows_some<1>(list, side, lane, q, pitch, at);
 }
 
-/// Matrix `number` of a task in rows, scaled; `scale` keeps how in a lane. `lower`: only that half
-/// counts, and both are filled with it.
+/// Scales a matrix in rows; `scale` keeps how in a lane.
 template <class V>
-void load_rows(detail::pack_input<lane_type<V>> const& a, index_t number, bool lower,
-               lane_type<V>* to, pack_scale<V>& scale, index_t lane) {
+void scale_rows(lane_type<V>* to, index_t m, index_t n, pack_scale<V>& scale, index_t lane) {
   using T = lane_type<V>;
   using R = row_vector<T>;
-  index_t const m = a.rows, n = a.cols, pitch = row_pitch<T>(n);
-  T const* const data = a.data + number * a.next;
-  std::fill_n(to, m * pitch, T{0});
-  for (index_t i = 0; i < m; ++i) {
-    T const* const row = data + i * a.row_stride;
-    index_t const columns = lower ? i + 1 : n;
-    for (index_t j = 0; j < columns; ++j) to[i * pitch + j] = row[j * a.col_stride];
-    if (lower)
-      for (index_t j = 0; j < i; ++j) to[j * pitch + i] = to[i * pitch + j];
-  }
-  index_t const vectors = vectors_of<T>(n), step = pitch / k_row_lanes<T>;
+  index_t const vectors = vectors_of<T>(n), step = row_pitch<T>(n) / k_row_lanes<T>;
   pack_extent<R> const extent(vectors_at(to), m, vectors, step);
   T most = 0;
   bool finite = true;
@@ -374,6 +364,25 @@ void load_rows(detail::pack_input<lane_type<V>> const& a, index_t number, bool l
   scale.up[lane] = own.up[0];
   scale.power[lane] = own.power[0];
   scale.finite[lane] = own.finite[0];
+}
+
+/// Matrix `number` of a task in rows, scaled; `scale` keeps how in a lane. `lower`: only that half
+/// counts, and both are filled with it.
+template <class V>
+void load_rows(detail::pack_input<lane_type<V>> const& a, index_t number, bool lower,
+               lane_type<V>* to, pack_scale<V>& scale, index_t lane) {
+  using T = lane_type<V>;
+  index_t const m = a.rows, n = a.cols, pitch = row_pitch<T>(n);
+  T const* const data = a.data + number * a.next;
+  std::fill_n(to, m * pitch, T{0});
+  for (index_t i = 0; i < m; ++i) {
+    T const* const row = data + i * a.row_stride;
+    index_t const columns = lower ? i + 1 : n;
+    for (index_t j = 0; j < columns; ++j) to[i * pitch + j] = row[j * a.col_stride];
+    if (lower)
+      for (index_t j = 0; j < i; ++j) to[j * pitch + i] = to[i * pitch + j];
+  }
+  scale_rows(to, m, n, scale, lane);
 }
 
 /// Rows j of `from`, [columns, rows], become columns j of an output; not finite: NaN. -0 becomes 0.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from subspan._ops import _gradients
 from subspan._ops._batch import broadcast, reshaped
 from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
-__all__ = ["Grams", "gram", "grams"]
+__all__ = ["Grams", "gram", "gram_inner", "grams"]
 
 
 class Grams(NamedTuple):
@@ -136,6 +137,74 @@ def grams(x: Any, y: Any) -> Grams:
     out = [_arrays.empty_like_on(left, (size, *shape)) for shape in ((p, p), (p, q), (q, q))]
     _core.grams(*flat, *out)
     return Grams(*(_arrays.deliver(x, part.reshape((*lead, *part.shape[1:]))) for part in out))
+
+
+def gram_inner(xs: Sequence[Any]) -> Any:
+    r"""Inner products of the Gram matrices of the rows of many matrices, none of them stored.
+
+    .. math:: M_{lm} = \langle X_l X_l^T, X_m X_m^T \rangle = \|X_l^T X_m\|_F^2
+
+    Parameters
+    ----------
+    xs : sequence of L arrays (n, d_l)
+        float32 or float64 of numpy, torch or another library with DLPack (CPU), all of one library
+        and dtype, with any number of columns; any strides.
+
+    Returns
+    -------
+    array (L, L) float64
+        In the library of xs; exactly symmetric. NaN and infinity spread as in any sum.
+
+    Raises
+    ------
+    InvalidArgumentError
+        No matrices, or not of equal numbers of rows.
+    DtypeError
+        Not arrays of one library and dtype; not float32 or float64.
+    UnsupportedError
+        Arrays on a CUDA device; a torch tensor that requires a gradient.
+
+    Notes
+    -----
+    ``n^2 d`` flops for each matrix and ``n^2 L^2 / 2`` for all pairs, where products of columns
+    take ``2 n d^2`` for each pair: less for many matrices of few rows. Tiles of one triangle of all
+    ``X_l X_l^T``, at most 256 x 256 of each, are multiplied while they are in cache. Sums of up to
+    4096 entries are in the dtype of xs, all others in float64. The bits do not depend on the number
+    of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, subspan
+    >>> x, y = np.eye(3)[:, :2], np.ones((3, 1))
+    >>> subspan.gram_inner([x, y])
+    array([[2., 2.],
+           [2., 9.]])
+    """
+    name = "gram_inner"
+    if not isinstance(xs, (list, tuple)):
+        raise DtypeError(f"[{name}] xs must be a list or tuple of arrays, got {type(xs).__name__}")
+    if not xs:
+        raise InvalidArgumentError(f"[{name}] xs must have at least one array, got none")
+    _arrays.require_same(name, **{f"xs[{i}]": x for i, x in enumerate(xs)})
+    dtype = _arrays.dtype_name(xs[0])
+    if dtype not in {"float32", "float64"}:
+        raise DtypeError(f"[{name}] xs must be float32 or float64, got {dtype}. Convert them first")
+    found = []
+    for i, x in enumerate(xs):
+        _checks.ndim(name, f"xs[{i}]", x, 2)
+        if _arrays.dtype_name(x) != dtype:
+            raise DtypeError(
+                f"[{name}] xs[{i}] must be {dtype} as xs[0], got {_arrays.dtype_name(x)}"
+            )
+        if int(x.shape[0]) != int(xs[0].shape[0]):
+            raise InvalidArgumentError(
+                f"[{name}] xs[{i}] must have {int(xs[0].shape[0])} rows as xs[0], "
+                f"got {int(x.shape[0])}"
+            )
+        found.append(_arrays.exportable(name, f"xs[{i}]", x))
+    out = _arrays.empty_like_on(found[0], (len(xs), len(xs)), "float64")
+    _core.gram_inner(found, out)
+    return _arrays.deliver(xs[0], out)
 
 
 def _product(x: Any, y: Any, lead: tuple[int, ...]) -> Any:

@@ -1,6 +1,6 @@
 """Orthonormal bases of the column spaces of layers: one for each layer, whatever it meets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from subspan import Moments, eigh, svd
 from subspan.similarity._layers import Floats
 
-__all__ = ["Basis", "Cut", "basis", "leading_scores", "rank_cut", "share_cut"]
+__all__ = ["Basis", "Cut", "bases", "leading_scores", "rank_cut", "share_cut"]
 
 Cut = Callable[[NDArray[np.float64]], int]
 """How many directions to keep of these squared singular values, descending."""
@@ -45,49 +45,70 @@ def share_cut(share: float, rtol: float, power: float = 1.0) -> Cut:
     return cut
 
 
-def basis(x: Floats, cut: Cut) -> Basis:
-    """Return an orthonormal basis of the leading left singular space of centred rows (N, d).
+def bases(xs: Sequence[Floats], cuts: Sequence[Cut]) -> list[Basis]:
+    """Return orthonormal bases of the leading left singular spaces of centred rows (N, d).
 
-    The eigenvectors of X^T X give it at the price of one product, but the product squares the
+    The eigenvectors of X^T X give one at the price of one product, but the product squares the
     singular values. Where its rounding could touch what is kept, float32 rows are multiplied in
-    float64, and where that is not enough the rows themselves are decomposed.
+    float64, and where that is not enough the rows themselves are decomposed. Layers of one width
+    share a call, and with it the threads.
     """
-    n, d = x.shape
-    if not x.any():
-        return Basis(x[:, :0], np.zeros(0))
-    if n > d:
-        for wide in (False, True) if x.dtype == np.float32 else (True,):
-            found = _from_products(x, cut, wide=wide)
-            if found is not None:
-                return found
-    whole = svd(x)
-    values = whole.s.astype(np.float64)
-    kept = cut(np.square(values))
-    return Basis(np.ascontiguousarray(whole.u[:, :kept]), values[:kept])
+    found: dict[int, Basis] = {}
+    tall: dict[int, list[int]] = {}
+    for place, x in enumerate(xs):
+        n, d = x.shape
+        if not x.any():
+            found[place] = Basis(x[:, :0], np.zeros(0))
+        elif n > d:
+            tall.setdefault(d, []).append(place)
+    for places in tall.values():
+        for wide in (False, True):
+            left = [k for k in places if k not in found and (wide or xs[k].dtype == np.float32)]
+            found |= _from_products(xs, cuts, left, wide=wide)
+    return [
+        found[place] if place in found else _from_rows(x, cut)
+        for place, (x, cut) in enumerate(zip(xs, cuts, strict=True))
+    ]
 
 
 def leading_scores(x: Floats, share: float) -> Floats:
     """Return the principal scores (N, r) that hold a share of the sum of squared variances."""
-    found = basis(x, share_cut(share, 0.0, power=2.0))
+    [found] = bases([x], [share_cut(share, 0.0, power=2.0)])
     scores: Floats = found.q * found.s.astype(x.dtype)
     return scores
 
 
-def _from_products(x: Floats, cut: Cut, *, wide: bool) -> Basis | None:
-    """Return the basis by way of X^T X, None where its rounding would show."""
-    product = Moments(precision="float64").update(x).m2 if wide else x.T @ x
-    found = eigh(product)
-    eps = float(np.finfo(product.dtype).eps)
-    squares = np.maximum(found.values[::-1].astype(np.float64), 0.0)
-    noise = _NOISE * eps * squares[0]
-    kept = cut(np.where(squares < noise, 0.0, squares))
-    if kept != cut(np.maximum(squares, noise)) or squares[kept - 1] < noise:
-        return None
-    s = np.sqrt(squares[:kept])
-    q = x @ (found.vectors[:, ::-1][:, :kept] / s).astype(x.dtype)
-    if squares[0] > _LOOSE * squares[kept - 1] or wide:
-        q = _orthonormalised(q)
-    return Basis(q, s)
+def _from_products(
+    xs: Sequence[Floats], cuts: Sequence[Cut], places: Sequence[int], *, wide: bool
+) -> dict[int, Basis]:
+    """Return the bases by way of X^T X, without those where its rounding would show."""
+    if not places:
+        return {}
+    products = [
+        Moments(precision="float64").update(xs[k]).m2 if wide else xs[k].T @ xs[k] for k in places
+    ]
+    pairs = eigh(np.stack(products))
+    eps = float(np.finfo(pairs.values.dtype).eps)
+    out = {}
+    for k, ascending, v in zip(places, pairs.values, pairs.vectors, strict=True):
+        squares = np.maximum(ascending[::-1].astype(np.float64), 0.0)
+        noise = _NOISE * eps * squares[0]
+        kept = cuts[k](np.where(squares < noise, 0.0, squares))
+        if kept != cuts[k](np.maximum(squares, noise)) or squares[kept - 1] < noise:
+            continue
+        s = np.sqrt(squares[:kept])
+        q = xs[k] @ (v[:, ::-1][:, :kept] / s).astype(xs[k].dtype)
+        if squares[0] > _LOOSE * squares[kept - 1] or wide:
+            q = _orthonormalised(q)
+        out[k] = Basis(q, s)
+    return out
+
+
+def _from_rows(x: Floats, cut: Cut) -> Basis:
+    whole = svd(x)
+    values = whole.s.astype(np.float64)
+    kept = cut(np.square(values))
+    return Basis(np.ascontiguousarray(whole.u[:, :kept]), values[:kept])
 
 
 def _orthonormalised(q: Floats) -> Floats:

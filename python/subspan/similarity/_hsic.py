@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from subspan import _checks
+from subspan import _checks, gram_inner
 from subspan.errors import InvalidArgumentError
 from subspan.similarity._bases import leading_scores
 from subspan.similarity._layers import Floats, Layer, Sides
 from subspan.similarity._progress import Steps
-from subspan.similarity._tiles import Kernel, LinearTiles, Tiles, tile_sums, tiles_of
+from subspan.similarity._tiles import Kernel, Tiles, tile_sums, tiles_of
 
 __all__ = ["Alignment", "Float64", "normalised", "prepare"]
 
@@ -129,13 +129,31 @@ def prepare(
             f"[{function}] layers must have at least 4 rows for the unbiased estimator, "
             f"got {sides.n}"
         )
-    if kernel == "linear" and _features_are_cheaper(sides):
-        return _by_features(sides, unbiased, steps)
+    if kernel == "linear":
+        return _linear(sides, unbiased, steps)
 
     def tiles(layer: Layer) -> Tiles:
         return tiles_of(function, layer, kernel, width)
 
-    return _by_tiles(sides, tiles, unbiased, steps, linear=kernel == "linear")
+    return _by_tiles(sides, tiles, unbiased, steps)
+
+
+def _linear(sides: Sides, unbiased: bool, steps: Steps) -> Alignment:
+    """Linear kernels of centred rows: |X^T Y|^2, and rows of K that sum to zero."""
+
+    def diagonal(layer: Layer) -> Float64:
+        return np.asarray(np.einsum("ij,ij->i", layer.rows, layer.rows), np.float64)
+
+    def own(diagonals: list[Float64], of_side: Float64) -> _Own:
+        each = np.stack(diagonals)
+        return _Own(of_side - np.square(each).sum(axis=1), -each, each)
+
+    diagonals = sides.each(diagonal, steps)
+    make = _by_features if _features_are_cheaper(sides) else _by_kernels
+    products, squares = make(sides, steps)
+    left, right = (own(*side) for side in zip(diagonals, squares, strict=True))
+    cross = products - left.diagonal @ right.diagonal.T
+    return Alignment(sides, cross, (left, right), unbiased, _LinearNull(sides, (left, right)))
 
 
 def _features_are_cheaper(sides: Sides) -> bool:
@@ -145,34 +163,36 @@ def _features_are_cheaper(sides: Sides) -> bool:
     features = n * sum(x[i].rows.shape[1] * y[j].rows.shape[1] for i, j in sides.pairs())
     if not sides.symmetric:
         features += n * sum(layer.rows.shape[1] ** 2 for layer in layers)
-    kernels = n * n * sum(layer.rows.shape[1] for layer in layers) / 2 + (n * len(layers)) ** 2
+    kernels = n * n * (sum(layer.rows.shape[1] for layer in layers) + len(layers) ** 2) / 2
     return bool(features <= kernels)
 
 
-def _by_features(sides: Sides, unbiased: bool, steps: Steps) -> Alignment:
-    """Linear kernels of centred rows: |X^T Y|^2, and rows of K that sum to zero."""
-
-    def own(layer: Layer) -> tuple[float, Float64]:
-        return _square_sum(layer.rows.T @ layer.rows), LinearTiles(layer.rows).diagonal()
-
-    found = sides.each(own, steps)
-    left, right = (_linear_own(side) for side in found)
+def _by_features(sides: Sides, steps: Steps) -> tuple[Float64, tuple[Float64, Float64]]:
+    """Return |X^T Y|^2 of pairs, and |X^T X|^2 of the layers of either side."""
     pairs = sides.pairs()
     advance = steps.stage("pairs", len(pairs))
     values = []
     for i, j in pairs:
-        known = sides.symmetric and i == j
-        x, y = sides.x[i].rows, sides.y[j].rows
-        values.append(((i, j), found[0][i][0] if known else _square_sum(x.T @ y)))
+        values.append(((i, j), _square_sum(sides.x[i].rows.T @ sides.y[j].rows)))
         advance(1)
-    cross = sides.matrix(values) - left.diagonal @ right.diagonal.T
-    return Alignment(sides, cross, (left, right), unbiased, _LinearNull(sides, (left, right)))
+    products = sides.matrix(values)
+    if sides.symmetric:
+        return products, (np.diagonal(products), np.diagonal(products))
+    own = sides.each(lambda layer: _square_sum(layer.rows.T @ layer.rows), Steps())
+    return products, (np.array(own[0]), np.array(own[1]))
 
 
-def _linear_own(found: list[tuple[float, Float64]]) -> _Own:
-    diagonal = np.stack([diagonal for _, diagonal in found])
-    squares = np.array([value for value, _ in found])
-    return _Own(squares - np.square(diagonal).sum(axis=1), -diagonal, diagonal)
+def _by_kernels(sides: Sides, steps: Steps) -> tuple[Float64, tuple[Float64, Float64]]:
+    """Return the same from inner products of kernels."""
+    layers = sides.x if sides.symmetric else [*sides.x, *sides.y]
+    advance = steps.stage("pairs", 1)
+    products = gram_inner([layer.rows for layer in layers])
+    advance(1)
+    squares = np.diagonal(products)
+    n_left = len(sides.x)
+    if sides.symmetric:
+        return products, (squares, squares)
+    return products[:n_left, n_left:], (squares[:n_left], squares[n_left:])
 
 
 def _square_sum(a: Floats) -> float:
@@ -181,7 +201,7 @@ def _square_sum(a: Floats) -> float:
 
 
 def _by_tiles(
-    sides: Sides, make: Callable[[Layer], Tiles], unbiased: bool, steps: Steps, *, linear: bool
+    sides: Sides, make: Callable[[Layer], Tiles], unbiased: bool, steps: Steps
 ) -> Alignment:
     kernels, others = sides.each(make, steps)
     whole: list[Tiles] = kernels if sides.symmetric else [*kernels, *others]
@@ -197,8 +217,7 @@ def _by_tiles(
         moved = [tiles.permuted(order) for tiles in others]
         return tile_sums(kernels, moved, n, dtype, Steps()).cross
 
-    null = _LinearNull(sides, own) if linear else permuted_cross
-    return Alignment(sides, sums.cross[first, second], own, unbiased, null)
+    return Alignment(sides, sums.cross[first, second], own, unbiased, permuted_cross)
 
 
 class _LinearNull:

@@ -6,12 +6,13 @@ Centring comes before anything is multiplied: second moments of raw float32 rows
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subspan import _arrays
+from subspan import _arrays, get_num_threads
 from subspan.errors import DtypeError, InvalidArgumentError
 from subspan.similarity._progress import Steps
 
@@ -22,6 +23,8 @@ Floats = NDArray[Any]
 
 # Elements of a block of rows: several passes over it stay in the second cache.
 _BLOCK = 1 << 17
+# Elements of all layers from which on threads read them.
+_SHARED = 1 << 22
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -54,12 +57,21 @@ class Sides(NamedTuple):
 
     def each(self, function: Callable[[Layer], Any], steps: Steps) -> tuple[list[Any], list[Any]]:
         """Return what ``function`` makes of the layers of both sides, once for each layer."""
+        return self.some(lambda layers: [function(layer) for layer in layers], steps, size=1)
+
+    def some(
+        self,
+        function: Callable[[list[Layer]], list[Any]],
+        steps: Steps,
+        size: int | None = None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the same of a function of several layers, by default as many as threads."""
         layers = self.x if self.symmetric else [*self.x, *self.y]
         advance = steps.stage("layers", len(layers))
-        made = []
-        for layer in layers:
-            made.append(function(layer))
-            advance(1)
+        made: list[Any] = []
+        for few in _split(layers, size or get_num_threads()):
+            made += function(few)
+            advance(len(few))
         return (made, made) if self.symmetric else (made[: len(self.x)], made[len(self.x) :])
 
     def pairs(self, *, ordered: bool = False, same: bool = True) -> list[tuple[int, int]]:
@@ -136,9 +148,17 @@ def _read_all(function: str, named: Sequence[tuple[str, Any]]) -> list[Layer]:
             )
     # One dtype for all, as products need it; in double as soon as anything is.
     dtype = np.dtype(np.float64 if "float64" in kinds else np.float32)
-    layers = [
-        _read(function, name, x, kind, dtype) for (name, x), kind in zip(named, kinds, strict=True)
-    ]
+
+    def read(item: tuple[tuple[str, Any], str]) -> Layer:
+        (name, x), kind = item
+        return _read(function, name, x, kind, dtype)
+
+    items = list(zip(named, kinds, strict=True))
+    if sum(int(x.shape[0]) * int(x.shape[1]) for _, x in named) < _SHARED:
+        layers = [read(item) for item in items]
+    else:  # passes of numpy over memory, which does not hold the interpreter meanwhile
+        with ThreadPoolExecutor(get_num_threads()) as pool:
+            layers = list(pool.map(read, items))
     still = [layer.name for layer in layers if not layer.scale]
     if still:
         warnings.warn(
@@ -231,6 +251,11 @@ def _rank_tolerance(n: int, d: int, kind: str) -> float:
     if kind == "float32":
         return max(n, d) * float(np.finfo(np.float32).eps)
     return 2.0**-10 if kind == "float16" else 2.0**-7
+
+
+def _split(layers: list[Layer], size: int) -> Iterator[list[Layer]]:
+    for start in range(0, len(layers), size):
+        yield layers[start : start + size]
 
 
 def _raise_nonfinite(function: str, name: str, source: Floats) -> None:

@@ -14,7 +14,6 @@ __all__ = [
     "CallableTiles",
     "GaussianTiles",
     "Kernel",
-    "LinearTiles",
     "TileSums",
     "Tiles",
     "tile_sums",
@@ -44,22 +43,6 @@ class Tiles(Protocol):
 
     def permuted(self, order: NDArray[np.int64]) -> "Tiles":
         """Return the kernel of the rows in another order."""
-
-
-class LinearTiles:
-    """Inner products of centred rows."""
-
-    def __init__(self, rows: Floats) -> None:
-        self.rows = rows
-
-    def into(self, out: Floats, first: slice, second: slice) -> None:
-        np.matmul(self.rows[first], self.rows[second].T, out=out)
-
-    def diagonal(self) -> NDArray[np.float64]:
-        return np.asarray(np.einsum("ij,ij->i", self.rows, self.rows), np.float64)
-
-    def permuted(self, order: NDArray[np.int64]) -> "LinearTiles":
-        return LinearTiles(self.rows[order])
 
 
 class GaussianTiles:
@@ -141,11 +124,11 @@ class CallableTiles:
 
 
 def tiles_of(function: str, layer: Layer, kernel: str | Kernel, bandwidth: float) -> Tiles:
-    """Return the kernel of a layer by name, or by the caller's function."""
+    """Return the caller's kernel of a layer, or the Gaussian."""
     if callable(kernel):
         message = f"[{function}] kernel of {layer.name}"
         return CallableTiles(message, layer.source, kernel, layer.rows.dtype)
-    return GaussianTiles.of(layer.rows, bandwidth) if kernel == "rbf" else LinearTiles(layer.rows)
+    return GaussianTiles.of(layer.rows, bandwidth)
 
 
 class TileSums(NamedTuple):

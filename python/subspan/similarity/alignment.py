@@ -61,7 +61,7 @@ def cka(
 
     Notes
     -----
-    Linear: 2 N d e flops, or 2 N^2 (d + e) / 2 by the kernels where that is less. Other kernels: by
+    Linear: 2 N d e flops, or N^2 (d + e) by the kernels where that is less. Other kernels: by
     tiles. No array of N x N either way. Columns are centred before anything is multiplied; sums of
     more than 4096 products are in float64.
 

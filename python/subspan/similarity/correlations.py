@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subspan import _arrays, _checks, svd, svdvals
-from subspan.similarity._bases import Basis, basis, rank_cut, share_cut
+from subspan.similarity._bases import bases, rank_cut, share_cut
 from subspan.similarity._layers import Floats, Layer, Sides, read_pair
-from subspan.similarity._pairs import cross_products, nuclear_norms
+from subspan.similarity._pairs import nuclear_norms
 from subspan.similarity._progress import Steps
 
 __all__ = ["Correlations", "cca", "pwcca", "svcca"]
@@ -257,9 +257,9 @@ class Spaces:
                 values.append(((i, j), float(weights @ rho)))
                 advance(1)
         else:
-            for batch, stack in cross_products([a.q for a in left], right, pairs):
+            for batch, norms in nuclear_norms([a.q for a in left], right, pairs):
                 k = np.array([ranks[pair] for pair in batch])
-                values += zip(batch, np.minimum(nuclear_norms(stack, k) / k, 1.0), strict=True)
+                values += zip(batch, np.minimum(norms / k, 1.0), strict=True)
                 advance(len(batch))
         return self._sides.matrix(values, same=np.where(self.ranks[0] > 0, 1.0, np.nan))
 
@@ -290,15 +290,20 @@ def prepare(
     part = _checks.real(function, "share", share, low=0.0, high=1.0)
     least = None if rtol is None else _checks.real(function, "rtol", rtol, low=0.0, high=1.0)
 
-    def space(layer: Layer) -> _Space:
-        floor = layer.rtol if least is None else least
+    def spaces(layers: list[Layer]) -> list[_Space]:
+        floors = [layer.rtol if least is None else least for layer in layers]
         if kind == "svcca":
-            return _Space(basis(layer.rows, share_cut(part, floor)).q, layer.rows[:0])
-        found: Basis = basis(_standardised(layer.rows), rank_cut(floor))
-        loads = found.q.T @ layer.rows if kind == "pwcca" else layer.rows[:0]
-        return _Space(found.q, loads)
+            cuts = [share_cut(part, floor) for floor in floors]
+            found = bases([layer.rows for layer in layers], cuts)
+        else:
+            cuts = [rank_cut(floor) for floor in floors]
+            found = bases([_standardised(layer.rows) for layer in layers], cuts)
+        return [
+            _Space(a.q, a.q.T @ layer.rows if kind == "pwcca" else layer.rows[:0])
+            for a, layer in zip(found, layers, strict=True)
+        ]
 
-    made = Spaces(sides, sides.each(space, steps), kind)
+    made = Spaces(sides, sides.some(spaces, steps), kind)
     _warn_of_few(function, sides, made.ranks)
     return made
 

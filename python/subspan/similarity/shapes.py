@@ -1,14 +1,14 @@
 """Procrustes distances and the shape metrics between them and canonical correlations."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from subspan import _checks, qr
-from subspan.similarity._bases import basis, rank_cut
+from subspan.similarity._bases import bases, rank_cut
 from subspan.similarity._layers import Floats, Layer, Sides, read_pair
-from subspan.similarity._pairs import cross_products, nuclear_norms
+from subspan.similarity._pairs import nuclear_norms
 from subspan.similarity._progress import Steps
 
 __all__ = ["procrustes"]
@@ -95,19 +95,31 @@ def procrustes(
     return float(made.matrix(Steps())[0, 0])
 
 
+class _Shape(NamedTuple):
+    """What a layer is compared by."""
+
+    rows: Floats
+    """(N, r) centred."""
+    size: float
+    """Frobenius norm of ``rows``."""
+    norm: float
+    """That of the layer as it came in, centred."""
+
+
 class Shapes:
-    """Distances of all pairs from centred rows, each brought to norm 1 once."""
+    """Distances of all pairs from centred rows, partly whitened once for each layer."""
 
     def __init__(
         self,
         sides: Sides,
-        shapes: tuple[list[tuple[Floats, float]], list[tuple[Floats, float]]],
+        shapes: tuple[list[_Shape], list[_Shape]],
         kind: str,
     ) -> None:
         self.ranks = None
         self._sides, self._kind = sides, kind
-        self._rows = tuple([rows for rows, _ in side] for side in shapes)
-        self._norms = tuple(np.array([norm for _, norm in side]) for side in shapes)
+        self._rows = tuple([shape.rows for shape in side] for side in shapes)
+        self._sizes = tuple([shape.size for shape in side] for side in shapes)
+        self._norms = tuple(np.array([shape.norm for shape in side]) for side in shapes)
 
     def matrix(self, steps: Steps) -> Float64:
         """Return distances (L1, L2)."""
@@ -122,9 +134,9 @@ class Shapes:
         pairs = self._sides.pairs(same=same)
         advance = steps.stage("pairs", len(pairs))
         values: list[tuple[tuple[int, int], float]] = []
-        for batch, stack in cross_products(left, right, pairs):
-            ranks = np.array([min(left[i].shape[1], right[j].shape[1]) for i, j in batch])
-            values += zip(batch, nuclear_norms(stack, ranks), strict=True)
+        for batch, norms in nuclear_norms(left, right, pairs):
+            sizes = [self._sizes[0][i] * self._sizes[1][j] for i, j in batch]
+            values += zip(batch, norms / sizes, strict=True)
             advance(len(batch))
         cosine = np.minimum(self._sides.matrix(values, same=1.0), 1.0)
         a, b = self._norms[0][:, None], self._norms[1]
@@ -143,24 +155,23 @@ def prepare(
     alpha: float = 1.0,
     rtol: float | None = None,
 ) -> Shapes:
-    """Return the rows of each layer, partly whitened and of norm 1."""
+    """Return the rows of each layer, partly whitened."""
     _checks.choice(function, "kind", kind, _KINDS)
     weight = _checks.real(function, "alpha", alpha, low=0.0, high=1.0)
     least = None if rtol is None else _checks.real(function, "rtol", rtol, low=0.0, high=1.0)
 
-    def shape(layer: Layer) -> tuple[Floats, float]:
+    def shape(layer: Layer) -> _Shape:
         rows = layer.rows
         size = float(np.sqrt(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64)))
         if size == 0.0:
-            return rows, 0.0
+            return _Shape(rows, 1.0, 0.0)
         if weight < 1.0:
-            found = basis(rows, rank_cut(layer.rtol if least is None else least))
+            [found] = bases([rows], [rank_cut(layer.rtol if least is None else least)])
             s = weight * found.s + (1.0 - weight) * np.sqrt(np.mean(np.square(found.s)))
-            rows = found.q * (s / np.linalg.norm(s)).astype(rows.dtype)
-        else:
-            # Of wide rows X = L Q^T the factor L (N, N) has all that products with others need.
-            narrow = qr(rows.T).r.T if rows.shape[1] > len(rows) else rows
-            rows = narrow * rows.dtype.type(1.0 / size)
-        return rows, size * layer.scale
+            whitened: Floats = found.q * (s / np.linalg.norm(s)).astype(rows.dtype)
+            return _Shape(whitened, 1.0, size * layer.scale)
+        # Of wide rows X = L Q^T the factor L (N, N) has all that products with others need.
+        narrow = qr(rows.T).r.T if rows.shape[1] > len(rows) else rows
+        return _Shape(narrow, size, size * layer.scale)
 
     return Shapes(sides, sides.each(shape, steps), kind)
