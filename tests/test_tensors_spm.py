@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matrices import same_bits
 from subspan.errors import ConvergenceError, DtypeError, InvalidArgumentError, UnsupportedError
-from subspan.tensors import spm, spm_from_samples, symmetric_pack, symmetrize
+from subspan.tensors import _spm_spectrum, spm, spm_from_samples, symmetric_pack, symmetrize
 from tensor_oracle import matched, power_sum, unit_columns
 
 # (d, order, rank): below, at and near the greatest ranks that are sure to be found.
@@ -148,6 +148,29 @@ def test_same_library_out(library, dtype, rng):
     assert factors.dtype == dtype
     assert found.info.rank == 6
     assert matched(a, factors) < (1e-6 if dtype is np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("rank", [None, 12])
+def test_spectra_of_low_rank_are_those_of_eigh(rank, rng):
+    """From a basis of the range, which is worked out instead where there are rows enough."""
+    n = _spm_spectrum.SKETCHED
+    basis = np.linalg.qr(rng.standard_normal((n, 12)))[0]
+    values = np.array([3, -2.9, 2, 1, -0.9, 0.5, 0.1, 1e-2, -1e-3, 1e-5, 1e-7, 1e-9])
+    low = (basis * values) @ basis.T
+    low = (low + low.T) / 2
+    found = _spm_spectrum.spectrum_of(low, rank, 1e-4, even=True)
+    assert len(found.values) < n // 2  # not those of all rows
+    np.testing.assert_allclose(found.values[:12], values, atol=1e-14)
+    assert np.abs(found.values[12:]).max(initial=0) < 1e-14
+    np.testing.assert_allclose(found.left.T @ found.left, np.eye(len(found.values)), atol=1e-13)
+    np.testing.assert_allclose((found.left * found.values) @ found.left.T, low, atol=1e-14)
+    noise = rng.standard_normal((n, n))
+    full = low + 1e-6 * (noise + noise.T)
+    found = _spm_spectrum.spectrum_of(full, rank, 1e-4, even=True)
+    wanted = np.linalg.eigvalsh(full)
+    assert len(found.values) == n
+    np.testing.assert_allclose(np.sort(found.values), wanted, atol=1e-13)
+    assert len(_spm_spectrum.spectrum_of(np.zeros((n, n)), None, 1e-4, even=True).values) == 0
 
 
 @pytest.mark.slow

@@ -55,6 +55,19 @@ def test_packing_refuses_what_is_not_symmetric(rng):
             symmetric_pack(b)
 
 
+@pytest.mark.parametrize(("d", "order"), [(300, 2), (50, 3), (18, 4)])
+def test_one_entry_of_many_that_differs_is_seen(d, order, rng):
+    """Tensors are compared with themselves piece by piece."""
+    a = np.ones((d,) * order)
+    symmetric_pack(a)
+    for _ in range(5):
+        index = tuple(rng.choice(d, order, replace=False))
+        a[index] = -1
+        with pytest.raises(InvalidArgumentError, match="differ by 2 of the largest"):
+            symmetric_pack(a)
+        a[index] = 1
+
+
 def test_refused_shapes():
     with pytest.raises(InvalidArgumentError, match=r"\[symmetric_unpack\] packed must have C"):
         symmetric_unpack(np.ones(5), 3)

@@ -7,7 +7,7 @@ Hadamard products of Gram matrices have unit diagonals, whatever the data's scal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -45,19 +45,35 @@ class Rules:
 
 @dataclass
 class Model:
-    """Weights (starts, R) and factors (starts, I_n, R) with unit columns, or columns of zeros."""
+    """Weights (starts, R) and factors (starts, I_n, R) with unit columns, or columns of zeros.
+
+    And the Gram matrices (starts, R, R) of the factors. Arrays are replaced, not changed, except by
+    `put`.
+    """
 
     weights: Array
     factors: list[Array]
+    grams: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.grams:
+            self.grams = [_gram(a) for a in self.factors]
+
+    def next(self) -> Model:
+        """Return a model that a sweep may begin with."""
+        return Model(self.weights, list(self.factors), list(self.grams))
 
     def take(self, places: NDArray[np.int64]) -> Model:
         """Return copies of some starts."""
-        return Model(self.weights[places], [a[places] for a in self.factors])
+        factors, grams = ([a[places] for a in each] for each in (self.factors, self.grams))
+        return Model(self.weights[places], factors, grams)
 
     def put(self, places: NDArray[np.int64], other: Model) -> None:
         """Set some starts."""
         self.weights[places] = other.weights
-        for mine, theirs in zip(self.factors, other.factors, strict=True):
+        for mine, theirs in zip(
+            self.factors + self.grams, other.factors + other.grams, strict=True
+        ):
             mine[places] = theirs
 
 
@@ -107,10 +123,10 @@ def contracted(partial: Array, factors: Sequence[Array], keep: int) -> Array:
 
 
 def sweep(x: Array, model: Model, rules: Rules) -> NDArray[np.float64]:
-    """Update all factors in place; return <x, model> and |model|^2 of each start."""
-    grams = [_gram(a) for a in model.factors]
+    """Update all factors; return <x, model> and |model|^2 of each start."""
+    grams = model.grams
     for group in rules.groups:
-        shared_step(x, model, grams, group, rules.ridge)
+        shared_step(x, model, group, rules.ridge)
     if not rules.free:  # the weights are the only free part
         m = subspan.mttkrp(x, model.factors, 0).astype(np.float64)
         b = (m * model.factors[0]).sum(axis=1)
@@ -134,7 +150,7 @@ def inner_and_norm(x: Array, model: Model) -> NDArray[np.float64]:
     """Return <x, model> and |model|^2 of each start."""
     m = subspan.mttkrp(x, model.factors, len(model.factors) - 1)
     inner = _inner(m, model.factors[-1], model.weights)
-    return _stacked(inner, model.weights, [_gram(a) for a in model.factors])
+    return _stacked(inner, model.weights, model.grams)
 
 
 def unit(factor: Array) -> tuple[Array, Array]:
@@ -149,22 +165,14 @@ def solve(gram: NDArray[np.float64], right: Array, ridge: float) -> NDArray[np.f
     raised = gram.copy()
     raised[:, np.arange(r), np.arange(r)] += ridge * np.trace(gram, axis1=-2, axis2=-1)[:, None] / r
     lower, info = subspan.cholesky(raised, nonfinite="propagate", errors="info")
-    rows = np.ascontiguousarray(right.swapaxes(-1, -2), dtype=np.float64)
-    good = np.flatnonzero(info == 0)
-    if good.size < len(gram):
-        out = np.empty_like(rows)
-        for s in np.flatnonzero(info != 0):
-            out[s] = np.linalg.pinv(gram[s], hermitian=True) @ rows[s]
-        out[good] = _substituted(lower[good], rows[good])
-    else:
-        out = _substituted(lower, rows)
-    return np.ascontiguousarray(out.swapaxes(-1, -2))
-
-
-def _substituted(lower: Array, rows: Array) -> Array:
-    half = subspan.solve_triangular(lower, rows, nonfinite="ignore")
-    whole: Array = subspan.solve_triangular(lower, half, transposed=True, nonfinite="ignore")
-    return whole
+    failed = np.flatnonzero(info)
+    lower[failed] = np.eye(r)
+    # The inverse of a triangle is as good as substitution, and serves all rows as they lie.
+    inverse = subspan.solve_triangular(lower, np.eye(r)[None], nonfinite="ignore")
+    out: NDArray[np.float64] = right @ inverse.swapaxes(-1, -2) @ inverse
+    for s in failed:
+        out[s] = right[s] @ np.linalg.pinv(gram[s], hermitian=True)
+    return out
 
 
 def _hals(m: Array, gram: NDArray[np.float64], a: Array) -> Array:

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import subspan
 from subspan.errors import InvalidArgumentError
@@ -49,12 +48,11 @@ def require_symmetric(function: str, x: Array, group: tuple[int, ...]) -> None:
 def shared_step(
     x: Array,
     model: _cp_sweep.Model,
-    grams: list[NDArray[np.float64]],
     group: tuple[int, ...],
     ridge: float,
 ) -> None:
-    """Move the shared factor of every start, in place; columns keep length 1, weights the size."""
-    weights, factors = model.weights, model.factors
+    """Move the shared factor of every start; columns keep length 1, weights the size."""
+    weights, factors, grams = model.weights.copy(), model.factors, model.grams
     n, copies = group[0], len(group)
     others = np.ones_like(grams[n])
     for m, g in enumerate(grams):
@@ -74,15 +72,16 @@ def shared_step(
     cross = np.matmul(base.swapaxes(-1, -2), step)
     parts = (grams[n], cross + cross.swapaxes(-1, -2), subspan.gram(step))
     both = others * w[:, :, None] * w[:, None, :]
+    moved = factors[n].copy()
     for s in range(len(w)):
         t = _lowest(nodes, inner[s], tuple(p[s] for p in parts), both[s], copies)
         new, sizes = _cp_sweep.unit((base[s] + t * step[s])[None])
         weights[s] = w[s] * sizes[0] ** copies
-        for m in group:
-            factors[m][s] = new[0]
-    fresh = subspan.gram(factors[n].astype(np.float64))
+        moved[s] = new[0]
+    model.weights = weights
+    fresh = subspan.gram(moved.astype(np.float64))
     for m in group:
-        grams[m] = fresh
+        factors[m], grams[m] = moved, fresh
 
 
 def _inner(x: Array, w: Array, factors: list[Array], group: tuple[int, ...], shared: Any) -> Any:

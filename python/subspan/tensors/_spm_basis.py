@@ -6,6 +6,7 @@ inner products are those of the full tensors, at 1/h! of their size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class SymmetricBasis:
     def powers(self, x: Array) -> Array:
         """Coordinates (size, s) of x^(h) for points (d, s)."""
         found: Array = _monomials(x, self.h)
-        found *= self.roots[:, None]
+        found *= _like(self.roots, found)
         return found
 
     def contract(self, p: Array, x: Array, keep: int) -> Array:
@@ -38,14 +39,16 @@ class SymmetricBasis:
 
         Returns plain unique entries (C(d + keep - 1, keep), s).
         """
+        if keep == self.h:
+            return self._entries(p)
+        return self.contraction(p, keep)(x)
+
+    def contraction(self, p: Array, keep: int = 1) -> Callable[[Array], Array]:
+        """Return `contract` for many points in turn, keep < h."""
         rest = self.h - keep
-        entries: Array = p / self.roots[:, None].astype(p.dtype)
-        if rest == 0:
-            return entries
-        weighted = _monomials(x, rest)
-        weighted *= _multisets.multiplicities(self.d, rest)[:, None]
-        found: Array = np.einsum("kbs,bs->ks", entries[self._table(keep)], weighted)
-        return found
+        entries = self._entries(p)[self._table(keep)]
+        weights = _like(_multisets.multiplicities(self.d, rest), p)
+        return lambda x: np.einsum("kbs,bs->ks", entries, _monomials(x, rest) * weights)
 
     def halves(self, v: Array) -> Array:
         """Arrange tensors (size, r) for products with x^(h-1): (C(d + h - 2, h - 1), r d)."""
@@ -57,6 +60,10 @@ class SymmetricBasis:
     def lower_powers(self, x: Array) -> Array:
         """Plain monomials of degree h - 1, which `halves` are multiplied with."""
         return _monomials(x, self.h - 1)
+
+    def _entries(self, p: Array) -> Array:
+        found: Array = p / _like(self.roots, p)
+        return found
 
     def _table(self, keep: int) -> npt.NDArray[np.int64]:
         if keep not in self._tables:
@@ -103,6 +110,11 @@ def _scaled(matrix: Array, d: int, order: int) -> Array:
     matrix *= np.sqrt(_multisets.multiplicities(d, h))[:, None]
     matrix *= np.sqrt(_multisets.multiplicities(d, order - h))
     return matrix
+
+
+def _like(weights: Array, a: Array) -> Array:
+    """Weights of rows, in the dtype of a matrix."""
+    return weights.astype(a.dtype, copy=False)[:, None]
 
 
 def _monomials(x: Array, degree: int) -> Array:

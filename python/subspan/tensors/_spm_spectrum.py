@@ -10,7 +10,7 @@ from subspan.tensors._spm_basis import Array
 
 __all__ = ["Spectrum", "spectrum_of"]
 
-SKETCHED = 1000  # rows from which a sketch is tried before all eigenvalues are worked out
+SKETCHED = 400  # rows from which a basis of the range is tried before all eigenvalues
 
 
 class Spectrum(NamedTuple):
@@ -29,8 +29,8 @@ def spectrum_of(matrix: Array, rank: int | None, ranksel: float, *, even: bool) 
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
         return _judged(values, left, right.T, ranksel, len(matrix))
     n = len(matrix)
-    width = n // 4 if rank is None else rank + 8
-    found = _sketched(matrix, width) if n >= SKETCHED and width <= n // 2 else None
+    most = n // 2 if rank is None else min(rank + 8, n // 2)
+    found = _of_range(matrix, most) if n >= SKETCHED else None
     values, vectors = found or np.linalg.eigh(matrix)
     place = np.argsort(-np.abs(values), kind="stable")
     return _judged(values[place], vectors[:, place], None, ranksel, n)
@@ -44,22 +44,44 @@ def _judged(values: Array, left: Array, right: Array | None, ranksel: float, n: 
     return Spectrum(values, left, right, max(cutoff, floor), floor)
 
 
-def _sketched(matrix: Array, width: int) -> tuple[Array, Array] | None:
-    """All eigenpairs but zeros, if the matrix has no more than `width` that are not.
-
-    A random sketch of the range is exact for such matrices (Halko, Martinsson, Tropp, SIAM Review
-    53, 2011); that nothing is left beside it proves that this is one.
-    """
-    rng = np.random.default_rng(0)
-    basis = np.linalg.qr(matrix @ rng.standard_normal((len(matrix), width)))[0]
-    basis = np.linalg.qr(matrix @ basis)[0]
+def _of_range(matrix: Array, most: int) -> tuple[Array, Array] | None:
+    """All eigenpairs but zeros, if the matrix has no more than about `most` that are not."""
+    basis = _range(matrix, most)
+    if basis is None:
+        return None
     half = matrix @ basis
     core = basis.T @ half
-    rest = np.linalg.norm(half - basis @ core)
-    size = np.linalg.norm(matrix)
-    # What half leaves out altogether: |matrix|^2 - |matrix basis|^2, up to rounding.
-    beside = size**2 - np.linalg.norm(half) ** 2
-    if rest > 1e-14 * size * np.sqrt(width) or beside > 1e-13 * size**2:
+    # What half leaves out: |matrix|^2 - |matrix basis|^2, up to rounding.
+    size2 = float(np.linalg.norm(matrix)) ** 2
+    if size2 - float(np.linalg.norm(half)) ** 2 > 1e-13 * size2:
         return None
     values, vectors = np.linalg.eigh((core + core.T) / 2)
     return values, basis @ vectors
+
+
+def _range(matrix: Array, most: int) -> Array | None:
+    """Orthonormal basis of the range, unless it has more than about `most` dimensions.
+
+    Random combinations of columns, some at a time, until they bring fewer new directions than
+    there are of them: then no more are left (Halko, Martinsson, Tropp, SIAM Review 53, 2011,
+    section 4.4).
+    """
+    rng = np.random.default_rng(0)
+    n = len(matrix)
+    width = min(max(n // 12, 32), 256)
+    size = float(np.linalg.norm(matrix))
+    least = n * float(np.finfo(np.float64).eps) * size
+    basis = np.empty((n, 0))
+    while basis.shape[1] < most:
+        some = matrix @ rng.standard_normal((n, width))
+        some -= basis @ (basis.T @ some)
+        q, r = np.linalg.qr(some)
+        sizes = np.abs(np.diagonal(r))
+        new = sizes > least
+        q = q[:, new]
+        if sizes[new].min(initial=np.inf) < 1e-2 * size:  # rounding has turned it to the basis
+            q = np.linalg.qr(q - basis @ (basis.T @ q))[0]
+        basis = np.hstack([basis, q])
+        if not new.all():
+            return basis
+    return None

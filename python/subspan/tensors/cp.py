@@ -221,15 +221,18 @@ def _run(
         places = np.flatnonzero(active)
         if places.size == 0:
             break
-        before = model.take(places)
-        now = Model(before.weights.copy(), list(before.factors))
+        before = model if places.size == starts else model.take(places)
+        now = before.next()
         found = _cp_sweep.sweep(_filled(data, now), now, rules)
         error = _error(data, now, found)
         if line_search and number > 4 and number % 2 == 0:
             mine = search[places]
             _jump(data, rules, before, now, error=error, search=mine, number=number)
             search[places] = mine
-        model.put(places, now)
+        if places.size == starts:
+            model = now
+        else:
+            model.put(places, now)
         row = np.full(starts, np.nan)
         row[places] = error
         history.append(row)
