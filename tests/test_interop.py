@@ -9,8 +9,8 @@ import gc
 import numpy as np
 import pytest
 import subspan
-from subspan import Moments, _core, eigh, qr, svd, svdvals
-from subspan.errors import DtypeError, SubspanError, UnsupportedError
+from subspan import Moments, _core, eigh, kernel_logsumexp, kernel_matvec, qr, svd, svdvals
+from subspan.errors import DtypeError, InvalidArgumentError, SubspanError, UnsupportedError
 
 CPU, CUDA, CUDA_HOST, METAL, CUDA_MANAGED = 1, 2, 3, 8, 13
 FLOAT, INT, UINT, BFLOAT, COMPLEX = 2, 0, 1, 4, 5
@@ -270,6 +270,44 @@ def test_decompositions_refuse_cuda_arrays_of_other_libraries(function, shape):
     with pytest.raises(UnsupportedError, match="must be of torch or cupy"):
         function(producer)
     assert producer.deleted == len(producer.capsules)
+
+
+@pytest.mark.parametrize("function", [kernel_matvec, kernel_logsumexp])
+def test_kernel_sums_refuse_cuda_arrays_of_other_libraries(function):
+    producer = Producer(np.full((4, 3), np.nan), device=CUDA)
+    with pytest.raises(UnsupportedError, match="must be of torch or cupy"):
+        function(producer, None)
+    with pytest.raises(UnsupportedError, match="must be of torch or cupy"):
+        kernel_matvec(producer, None, method="auto", tol=0.1)
+
+
+@pytest.mark.skipif(_core.has_cuda(), reason="there is a CUDA device")
+def test_kernel_sums_of_cuda_memory_never_read_it():
+    def given(*shape):
+        return Producer(np.full(shape, np.nan), device=CUDA)
+
+    x, y, v = given(2, 4, 3), given(2, 5, 3), given(2, 5, 1)
+    widths, kernel = np.ones(3), ("gaussian", 1.0)
+    terms = given(2, 4, 2), given(2, 5, 2)
+    calls = [
+        lambda: _core.kernel_matvec(
+            x, y, v, widths, given(2, 4, 1), None, *kernel, 3, 1.0, 0.0, None
+        ),
+        lambda: _core.kernel_matvec_backward(
+            x, y, v, given(2, 4, 1), widths, given(2, 4, 3), *kernel, 3, 1.0, None
+        ),
+        lambda: _core.kernel_logsumexp(x, y, v, widths, given(2, 4, 1), None, *kernel, None),
+        lambda: _core.kernel_logsumexp_backward(
+            x, y, *terms, widths, None, given(2, 4, 3), False, *kernel, None
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(UnsupportedError, match="no CUDA"):
+            call()
+    with pytest.raises(InvalidArgumentError, match="y must be on the device of x"):
+        _core.kernel_logsumexp(
+            x, np.ones((2, 5, 3)), v, widths, given(2, 4, 1), None, *kernel, None
+        )
 
 
 def test_the_stream_goes_to_cuda_producers(x):

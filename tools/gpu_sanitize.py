@@ -45,6 +45,12 @@ TOPK = [
     *((3, 700, 32), (2, 5000, 64), (3, 1500, 1000), (2, 40_000, 20), (2, 3000, 2500), (1, 1, 1)),
     *((3, 2049, 97), (2, 9001, 500), (2, 6000, 2048)),
 ]
+# Points in registers and in tiles, one sum and several, segments of one block and of many.
+KERNELS = [
+    *(("gaussian", 200, 1100, 3, 1), ("gaussian", 130, 300, 20, 1), ("softmax", 90, 1100, 8, 3)),
+    *(("cauchy", 60, 140, 5, 4), ("laplacian", 130, 260, 12, 40), ("matern32", 7, 2100, 8, 2)),
+    *(("exp_dot", 129, 70, 3, 1), ("distance", 70, 130, 6, 5), ("gaussian", 1, 1, 1, 1)),
+]
 ROWS = [(1, 1), (7, 3), (300, 65), (2100, 64), (5000, 130), (64, 300)]
 
 
@@ -168,6 +174,40 @@ def topk(device: Device, rng: np.random.Generator) -> list[Call]:
     return found
 
 
+def kernel_sums(device: Device, rng: np.random.Generator) -> list[Call]:
+    """Return the calls of kernel_matvec and kernel_logsumexp."""
+    found: list[Call] = []
+    for kernel, n, m, d, e in KERNELS:
+        for dtype in (np.float32, np.float64):
+            x, y = (rng.standard_normal((k, d)).astype(dtype) for k in (n, m))
+            v = rng.uniform(0.5, 1, (m, e)).astype(dtype)
+
+            def run(
+                x: np.ndarray = x, y: np.ndarray = y, v: np.ndarray = v, kernel: str = kernel
+            ) -> float:
+                square = ((x[:, None].astype(np.float64) - y) ** 2).sum(-1)
+                product, root = x.astype(np.float64) @ y.T, np.sqrt(square)
+                k = {
+                    "gaussian": lambda: np.exp(-square / 2),
+                    "laplacian": lambda: np.exp(-root),
+                    "matern32": lambda: (1 + 3**0.5 * root) * np.exp(-(3**0.5) * root),
+                    "cauchy": lambda: 1 / (1 + square),
+                    "distance": lambda: root,
+                }.get(kernel, lambda: np.exp(product))()
+                sums = k @ v
+                truth = sums / k.sum(1, keepdims=True) if kernel == "softmax" else sums
+                on_device = [device.put(a) for a in (x, y, v)]
+                got = device.get(subspan.kernel_matvec(*on_device, kernel=kernel))
+                error = _error(got, truth, x.dtype)
+                if kernel not in {"softmax", "distance"}:
+                    logs = device.get(subspan.kernel_logsumexp(*on_device, kernel=kernel))
+                    error = max(error, _error(logs, np.log(sums), x.dtype))
+                return error
+
+            found.append((f"kernel_matvec {kernel} {np.dtype(dtype)} {n}x{m} d={d} e={e}", run))
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the calls; the exit status is 1 if a result is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -179,7 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     *single, last = decompositions(device, np.float32, rng)
     *double, last_double = decompositions(device, np.float64, rng)
     turns = chain.from_iterable(
-        zip_longest(*single, *double, moments(device, rng), topk(device, rng))
+        zip_longest(
+            *single, *double, moments(device, rng), topk(device, rng), kernel_sums(device, rng)
+        )
     )
     turns = chain(turns, last, last_double)
     chosen = [call for call in turns if call is not None and options.only in call[0]]

@@ -139,8 +139,8 @@ void bind_kernel_matvec(py::module_& m) {
         kernel_params const how = params_of(kernel, alpha, 3, 1, 0, function);
         ranges_argument const pattern(ranges, function);
         argument<double const, 1> const widths(bandwidth, function, "bandwidth");
-        argument<double const, 3> const of_rows(terms_x, function, "terms_x");
-        argument<double const, 3> const of_columns(terms_y, function, "terms_y");
+        argument<double const, 3> const of_rows(terms_x, function, "terms_x", stream);
+        argument<double const, 3> const of_columns(terms_y, function, "terms_y", stream);
         visit_real(rows, function, "x", [&](auto tag) {
           using T = typename decltype(tag)::type;
           auto const in = view_of<T const, 3>(rows, function, "x");

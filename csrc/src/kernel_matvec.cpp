@@ -12,6 +12,7 @@
 
 #include "detail/contract.hpp"
 #include "detail/dtypes.hpp"
+#include "detail/kernel_cuda.hpp"
 #include "detail/kernel_log_jobs.hpp"
 #include "detail/kernel_symmetric.hpp"
 #include "detail/product_tile.hpp"
@@ -158,8 +159,8 @@ template <class T>
 void check(char const* function, strided_view<T const, 3> x, strided_view<T const, 3> y,
            strided_view<double const, 1> bandwidth, kernel_params const& how,
            kernel_ranges const* ranges) {
-  detail::require_cpu(function, x.device);
   auto const [batch, n, d] = x.shape;
+  detail::expects(y.device == x.device, function, "y must be on the device of x");
   detail::expects(y.shape[0] == batch && y.shape[2] == d, function, "y must be [", batch, ", m, ",
                   d, "] like x, got [", y.shape[0], ", ", y.shape[1], ", ", y.shape[2], "]");
   detail::expects(bandwidth.shape[0] == d, function, "bandwidth must have ", d,
@@ -182,6 +183,7 @@ void check(char const* function, strided_view<T const, 3> x, strided_view<T cons
 
 template <class T>
 void check_weights(char const* function, strided_view<T const, 3> y, strided_view<T const, 3> v) {
+  detail::expects(v.device == y.device, function, "v must be on the device of x");
   detail::expects(v.shape[0] == y.shape[0] && v.shape[1] == y.shape[1], function, "v must be [",
                   y.shape[0], ", ", y.shape[1], ", e], a row for each of y, got [", v.shape[0],
                   ", ", v.shape[1], ", ", v.shape[2], "]");
@@ -249,16 +251,22 @@ void kernel_matvec(context const& ctx, strided_view<T const, 3> x, strided_view<
                   "y must have a row for softmax, got none");
   if (lse) check_output<T, double, 2>(function, "lse", x, *lse, {batch, n});
   if (n == 0 || (out.size() == 0 && !lse)) return;
-  for_each_matrix(ctx, batch, [&](index_t b) {
-    detail::kernel_problem<T> const problem{detail::matrix_of(x, b), detail::matrix_of(y, b),
-                                            bandwidth, how, ranges};
-    auto const vb = detail::matrix_of(v, b);
-    auto const to = detail::matrix_of(out, b);
-    if (how.function == kernel_function::linear && ranges == nullptr)
-      multiply_linear<T>(ctx, problem.x, problem.y, vb, bandwidth, to);
-    else
-      multiply_tiled<T>(ctx, problem, vb, to, lse ? lse->data + b * lse->shape[1] : nullptr);
-    check_sums<T>(function, problem.x, problem.y, vb, to);
+  auto const on_cpu = [&] {
+    for_each_matrix(ctx, batch, [&](index_t b) {
+      detail::kernel_problem<T> const problem{detail::matrix_of(x, b), detail::matrix_of(y, b),
+                                              bandwidth, how, ranges};
+      auto const vb = detail::matrix_of(v, b);
+      auto const to = detail::matrix_of(out, b);
+      if (how.function == kernel_function::linear && ranges == nullptr)
+        multiply_linear<T>(ctx, problem.x, problem.y, vb, bandwidth, to);
+      else
+        multiply_tiled<T>(ctx, problem, vb, to, lse ? lse->data + b * lse->shape[1] : nullptr);
+      check_sums<T>(function, problem.x, problem.y, vb, to);
+    });
+  };
+  detail::route(function, x.device, on_cpu, [&](subspan_cuda_table const& cuda) {
+    detail::sum_on_device<T, T, T>(cuda, function, ctx, subspan_cuda_kernel_product, how, ranges, x,
+                                   y, {}, v, bandwidth, out.data, lse ? lse->data : nullptr);
   });
 }
 
@@ -279,13 +287,20 @@ void kernel_matvec_backward(context const& ctx, strided_view<T const, 3> x,
                   batch, ", ", n, ", ", v.shape[2], "]");
   detail::expects(how.function != kernel_function::softmax, function,
                   "kernel must not be softmax, whose gradient is made of those of exp_dot");
+  detail::expects(g.device == x.device, function, "g must be on the device of x");
   if (of_x.size() == 0) return;
-  for_each_matrix(ctx, batch, [&](index_t b) {
-    detail::kernel_problem<T> const problem{detail::matrix_of(x, b), detail::matrix_of(y, b),
-                                            bandwidth, all, ranges};
-    detail::kernel_gradient<T> job(ctx, table<T>(), problem, detail::matrix_of(v, b),
-                                   detail::matrix_of(g, b));
-    write_gradient<T>(ctx, job, how, detail::matrix_of(of_x, b));
+  auto const on_cpu = [&] {
+    for_each_matrix(ctx, batch, [&](index_t b) {
+      detail::kernel_problem<T> const problem{detail::matrix_of(x, b), detail::matrix_of(y, b),
+                                              bandwidth, all, ranges};
+      detail::kernel_gradient<T> job(ctx, table<T>(), problem, detail::matrix_of(v, b),
+                                     detail::matrix_of(g, b));
+      write_gradient<T>(ctx, job, how, detail::matrix_of(of_x, b));
+    });
+  };
+  detail::route(function, x.device, on_cpu, [&](subspan_cuda_table const& cuda) {
+    detail::sum_on_device<T, T, T>(cuda, function, ctx, subspan_cuda_kernel_gradient, how, ranges,
+                                   x, y, g, v, bandwidth, of_x.data);
   });
 }
 
@@ -301,17 +316,24 @@ void kernel_logsumexp(context const& ctx, strided_view<T const, 3> x, strided_vi
   auto const [batch, m, e] = v.shape;
   check_output<T, T, 3>(function, "out", x, out, {batch, x.shape[1], e});
   if (parts) check_output<T, double, 3>(function, "parts", x, *parts, {batch, x.shape[1], 2 * e});
-  for (index_t b = 0; b < batch; ++b)
-    for (index_t j = 0; j < m; ++j)
+  auto const on_cpu = [&] {
+    for (index_t b = 0; b < batch; ++b)
+      for (index_t j = 0; j < m; ++j)
+        for (index_t k = 0; k < e; ++k)
+          detail::expects(!(v(b, j, k) < 0), function, "v must be >= 0, got ", v(b, j, k));
+    if (out.size() == 0) return;
+    for_each_matrix(ctx, batch, [&](index_t b) {
+      detail::kernel_problem<T> const problem{detail::matrix_of(x, b), detail::matrix_of(y, b),
+                                              bandwidth, how, ranges};
       for (index_t k = 0; k < e; ++k)
-        detail::expects(!(v(b, j, k) < 0), function, "v must be >= 0, got ", v(b, j, k));
-  if (out.size() == 0) return;
-  for_each_matrix(ctx, batch, [&](index_t b) {
-    detail::kernel_problem<T> const problem{detail::matrix_of(x, b), detail::matrix_of(y, b),
-                                            bandwidth, how, ranges};
-    for (index_t k = 0; k < e; ++k)
-      sum_logs<T>(ctx, problem, detail::matrix_of(v, b), k, detail::matrix_of(out, b),
-                  parts ? parts->data + b * parts->strides[0] : nullptr);
+        sum_logs<T>(ctx, problem, detail::matrix_of(v, b), k, detail::matrix_of(out, b),
+                    parts ? parts->data + b * parts->strides[0] : nullptr);
+    });
+  };
+  detail::route(function, x.device, on_cpu, [&](subspan_cuda_table const& cuda) {
+    if (out.size() == 0) return;
+    detail::sum_on_device<T, T, T>(cuda, function, ctx, subspan_cuda_kernel_logs, how, ranges, x, y,
+                                   {}, v, bandwidth, out.data, parts ? parts->data : nullptr);
   });
 }
 
@@ -334,22 +356,36 @@ void kernel_logsumexp_backward(context const& ctx, strided_view<T const, 3> x,
                   batch, ", ", y.shape[1], ", 2]");
   if (sums) check_output<T, T, 3>(function, "sums", x, *sums, {batch, n, 1});
   if (of_x) check_output<T, T, 3>(function, "of_x", x, *of_x, {batch, n, d});
+  for (auto const& terms : {terms_x, terms_y})
+    detail::expects(terms.device == x.device, function, "terms must be on the device of x");
   if (n == 0) return;
-  for_each_matrix(ctx, batch, [&](index_t b) {
-    detail::kernel_problem<T> const problem{
-        detail::matrix_of(x, b), detail::matrix_of(y, b), bandwidth, how, ranges, exchanged};
-    auto const of_rows = detail::matrix_of(terms_x, b), of_columns = detail::matrix_of(terms_y, b);
-    if (sums) {
-      using job_type = detail::kernel_term_job<T>;
-      job_type job(ctx, table<T>(), problem, of_rows, of_columns, exchanged);
-      detail::kernel_loop<T, job_type> loop(ctx, job);
-      loop.run();
-      for (index_t i = 0; i < n; ++i) (*sums)(b, i, 0) = static_cast<T>(*loop[i]);
-    }
-    if (of_x && d > 0) {
-      detail::kernel_term_gradient<T> job(ctx, table<T>(), problem, of_rows, of_columns, exchanged);
-      write_gradient<T>(ctx, job, how, detail::matrix_of(*of_x, b));
-    }
+  auto const on_cpu = [&] {
+    for_each_matrix(ctx, batch, [&](index_t b) {
+      detail::kernel_problem<T> const problem{
+          detail::matrix_of(x, b), detail::matrix_of(y, b), bandwidth, how, ranges, exchanged};
+      auto const of_rows = detail::matrix_of(terms_x, b),
+                 of_columns = detail::matrix_of(terms_y, b);
+      if (sums) {
+        using job_type = detail::kernel_term_job<T>;
+        job_type job(ctx, table<T>(), problem, of_rows, of_columns, exchanged);
+        detail::kernel_loop<T, job_type> loop(ctx, job);
+        loop.run();
+        for (index_t i = 0; i < n; ++i) (*sums)(b, i, 0) = static_cast<T>(*loop[i]);
+      }
+      if (of_x && d > 0) {
+        detail::kernel_term_gradient<T> job(ctx, table<T>(), problem, of_rows, of_columns,
+                                            exchanged);
+        write_gradient<T>(ctx, job, how, detail::matrix_of(*of_x, b));
+      }
+    });
+  };
+  detail::route(function, x.device, on_cpu, [&](subspan_cuda_table const& cuda) {
+    auto const sum = [&](subspan_cuda_kernel_task task, T* to) {
+      detail::sum_on_device<T, double, double>(cuda, function, ctx, task, how, ranges, x, y,
+                                               terms_x, terms_y, bandwidth, to, nullptr, exchanged);
+    };
+    if (sums) sum(subspan_cuda_kernel_terms, sums->data);
+    if (of_x && d > 0) sum(subspan_cuda_kernel_term_gradient, of_x->data);
   });
 }
 

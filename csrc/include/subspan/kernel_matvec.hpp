@@ -76,7 +76,11 @@ struct kernel_ranges {
 /// A row of x with NaN or infinity gives NaN; one of y makes all of its matrix NaN. Sums that are not
 /// finite though their arguments are, are refused. m = 0: zeros, and an error for softmax.
 ///
-/// T: float, double. CPU only. 2 n m (d + e) flops and n m values of the function; linear:
+/// On a CUDA device nothing waits, so an overflow is infinity; a cutoff leaves nothing out, ranges are
+/// refused, and y and x cost the same whether they are one or two. Bits are others there, and may
+/// depend on the number of right-hand sides, but on nothing else that they do not on the CPU.
+///
+/// T: float, double. CPU and CUDA. 2 n m (d + e) flops and n m values of the function; linear:
 /// 2 (n + m) d e. Scratch: 8 n e bytes, up to 16 MiB of packed y and v, and 256 packed rows of x per
 /// thread.
 template <class T>

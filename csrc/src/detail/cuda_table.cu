@@ -21,7 +21,7 @@ int fetch(void* host, void const* device, std::size_t bytes, std::int32_t device
 }
 
 constexpr subspan_cuda_table table{
-    subspan_cuda_abi, &device_count, &fetch, &moments, &svd, &eigh, &qr, &topk};
+    subspan_cuda_abi, &device_count, &fetch, &moments, &svd, &eigh, &qr, &topk, &kernel_sums};
 
 }  // namespace
 }  // namespace subspan::cuda

@@ -73,6 +73,38 @@ struct subspan_cuda_topk_call {
   std::int64_t* indices;  // [outer, inner, k], C order
 };
 
+/// What kernel_matvec and its logarithm and gradients sum up, for every x_i over j.
+enum subspan_cuda_kernel_task : std::int32_t {
+  subspan_cuda_kernel_product,        // K_ij v_j; of softmax over the sum of K_ij
+  subspan_cuda_kernel_gradient,       // the gradient in x_i of <g_i, K_ij v_j>
+  subspan_cuda_kernel_logs,           // log of the sum of K_ij v_j
+  subspan_cuda_kernel_terms,          // 2^(a_i + b_j) p_i q_j K_ij
+  subspan_cuda_kernel_term_gradient,  // the gradient in x_i of that, for constant a and p
+};
+
+/// An array [batch, rows, columns], strides in elements.
+struct subspan_cuda_array {
+  void const* data;
+  std::int64_t rows, columns, strides[3];
+};
+
+/// Sums over kernel matrices on the device. Nothing waits for it.
+struct subspan_cuda_kernel_call {
+  std::int32_t task;
+  std::int32_t function;  // subspan::kernel_function
+  double alpha, offset;
+  std::int32_t degree;
+  std::int32_t dtype;  // float or double
+  std::int32_t device_index;
+  std::int32_t exchanged;  // x is the y of another call, to be rounded as there
+  void* stream;
+  std::int64_t batch;
+  subspan_cuda_array x, y, of_x, of_y;  // of_x: g, or terms; of_y: v, or terms (double)
+  double const* bandwidth;              // host [d]
+  void* out;     // [batch, n, e]; of gradients [batch, n, d], of terms [batch, n, 1]; C order
+  double* more;  // null, or of softmax lse [batch, n], of logs parts [batch, n, 2 e]
+};
+
 struct subspan_cuda_table {
   std::int32_t abi;  // subspan_cuda_abi; a library of another ABI is not used
   int (*device_count)();
@@ -84,12 +116,13 @@ struct subspan_cuda_table {
   int (*eigh)(subspan_cuda_decomposition_call const* call, char* message, int size);
   int (*qr)(subspan_cuda_decomposition_call const* call, char* message, int size);
   int (*topk)(subspan_cuda_topk_call const* call, char* message, int size);
+  int (*kernel_sums)(subspan_cuda_kernel_call const* call, char* message, int size);
 };
 
 using subspan_cuda_entry = subspan_cuda_table const* (*)();
 }
 
-inline constexpr std::int32_t subspan_cuda_abi = 3;
+inline constexpr std::int32_t subspan_cuda_abi = 4;
 inline constexpr char const* subspan_cuda_symbol = "subspan_cuda_functions";
 
 namespace subspan::detail {

@@ -18,16 +18,23 @@
 ///   any(condition)         whether it holds in any lane of the warp
 ///   ballot(condition)      one bit per lane of the warp
 ///   any_of_block(cond)     whether it holds in any thread of the block; a barrier, too
+///   multiply_halves(c,a,b) c += a b of a warp, [16][8] += [16][16] [16][8], products of float16 and
+///                          sums of float: with g = lane() / 4 and t = lane() % 4, c holds [g][2 t],
+///                          [g][2 t + 1], and the same of row g + 8; a pairs of columns from 2 t on of
+///                          rows g, g + 8, then the same from 2 t + 8 on; b pairs of rows from 2 t
+///                          and from 2 t + 8 on, of column g; the first of a pair in the lower half
 ///
-/// Each of the last seven must be reached by all threads that it gathers.
+/// Each of the last eight must be reached by all threads that it gathers.
 
 #ifdef __CUDACC__
 #define SUBSPAN_DEVICE __device__ __forceinline__
 #define SUBSPAN_UNROLL _Pragma("unroll")
+#define SUBSPAN_UNROLL_4 _Pragma("unroll 4")
 #define SUBSPAN_NO_UNROLL _Pragma("unroll 1")
 #else
 #define SUBSPAN_DEVICE inline
 #define SUBSPAN_UNROLL
+#define SUBSPAN_UNROLL_4
 #define SUBSPAN_NO_UNROLL
 #endif
 
@@ -58,6 +65,13 @@ struct device_lanes {
   }
   SUBSPAN_DEVICE bool any_of_block(bool condition) const {
     return __syncthreads_or(condition) != 0;
+  }
+  SUBSPAN_DEVICE void multiply_halves(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t b0,
+                                      std::uint32_t b1) const {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 };
 #endif

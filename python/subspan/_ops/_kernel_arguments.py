@@ -11,11 +11,12 @@ import numpy.typing as npt
 from subspan import _arrays, _checks
 from subspan._ops import _gradients
 from subspan._ops._batch import broadcast, reshaped
-from subspan.errors import DtypeError, InvalidArgumentError
+from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
 
 __all__ = [
     "Points",
     "Ranges",
+    "on_device",
     "operands",
     "ranges_of",
     "require_reals",
@@ -67,12 +68,25 @@ def require_reals(name: str, arrays: dict[str, Any]) -> None:
             )
 
 
+def on_device(name: str, x: Any) -> bool:
+    """Whether x is on a CUDA device, where it must be of a library that results take memory of."""
+    if _arrays.device_of(x) == "cpu":
+        return False
+    if (library := _arrays.library_of(x)) not in {"torch", "cupy"}:
+        raise UnsupportedError(
+            f"[{name}] x on a CUDA device must be of torch or cupy, whose memory the results take, "
+            f"got {library}. Hand it over by torch.from_dlpack"
+        )
+    return True
+
+
 def operands(name: str, x: Any, y: Any, v: Any) -> Points:
     """Check points and weights; y None is x, v None is ones."""
     name_of_y = "x" if y is None else "y"
     itself = y is None or y is x
     given = {"x": x, name_of_y: x if itself else y} | ({} if v is None else {"v": v})
     require_reals(name, given)
+    on_device(name, x)
     for argument, array in given.items():
         _checks.ndim(name, argument, array, 1 if argument == "v" else 2, or_more=True)
 

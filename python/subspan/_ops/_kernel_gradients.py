@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from subspan import _arrays, _core
-from subspan._ops._kernel_arguments import Ranges
+from subspan._ops._kernel_arguments import Ranges, on_device
 
 __all__ = ["Kernel", "in_widths", "multiply", "product"]
 
@@ -48,10 +48,20 @@ def multiply(
 ) -> tuple[Any, Any]:
     """Return K v [batch, n, e] and, if asked for, log(sum_j exp(P_ij)) [batch, n] in float64."""
     batch, n = int(x.shape[0]), int(x.shape[1])
+    if how.name == "linear" and how.ranges is None and on_device("kernel_matvec", x):
+        return _linear(x, y, v, widths), None
     out = _arrays.empty_like_on(x, (batch, n, int(v.shape[2])))
     lse = _arrays.empty_like_on(x, (batch, n), "float64") if masses else None
     _core.kernel_matvec(x, y, v, widths, out, lse, *how, _arrays.stream_of(x))
     return out, lse
+
+
+def _linear(x: Any, y: Any, v: Any, widths: Widths) -> Any:
+    """Return (x / b) (y^T v) by the library of the arrays, in float64."""
+    wide = [a.double() if hasattr(a, "double") else a.astype("float64") for a in (x, y, v)]
+    inner = (wide[1] / _beside(x, widths)).swapaxes(1, 2) @ wide[2]
+    out = wide[0] @ inner
+    return out.to(x.dtype) if hasattr(out, "to") else out.astype(x.dtype)
 
 
 def product(tensors: tuple[Any, Any, Any], bandwidth: Any, widths: Widths, how: Kernel) -> Any:
@@ -73,7 +83,7 @@ class _Sides(NamedTuple):
         if self.how.name == "linear":  # as sums over all pairs would be, but from both ends
             ones = np.ones(int(self.v.shape[2]))
             summed, _ = multiply(self.g, self.v, self.y, ones, self.how)
-            return (summed / _tensor(self.widths)).to(self.x.dtype)
+            return (summed / _beside(self.x, self.widths)).to(self.x.dtype)
         out = _arrays.empty_like_on(self.x, tuple(self.x.shape))
         arrays = (self.x, self.y, self.v, self.g, self.widths, out)
         _core.kernel_matvec_backward(*arrays, *self.how.arguments, _arrays.stream_of(self.x))
@@ -93,7 +103,7 @@ class _Sides(NamedTuple):
         """
         torch = sys.modules["torch"]
         centre = self.y.mean(1, keepdim=True)
-        moved = (self.x.double() * centre / _tensor(self.widths)).sum(2)
+        moved = (self.x.double() * centre / _beside(self.x, self.widths)).sum(2)
         ones = self.y.new_ones((*self.y.shape[:2], 1))
         return _Sides(
             torch.cat([self.x, (moved - lse).to(self.x.dtype)[..., None]], 2),
@@ -115,11 +125,12 @@ def in_widths(
     else:
         centre = y.double().sum(1, keepdim=True) / max(int(y.shape[1]), 1)
         total = ((x - centre) * of_x).sum((0, 1)) + ((y - centre) * of_y).sum((0, 1))
-    return -total / _tensor(widths)
+    return -total / _beside(x, widths)
 
 
-def _tensor(widths: Widths) -> Any:
-    return sys.modules["torch"].from_numpy(widths)
+def _beside(x: Any, widths: Widths) -> Any:
+    """Return the bandwidths where x is."""
+    return _arrays.from_numpy(x, widths)
 
 
 @functools.cache

@@ -40,7 +40,8 @@ def kernel_logsumexp(
     Parameters
     ----------
     x : array (..., n, d)
-        float32 or float64 of numpy, torch or another library with DLPack (CPU); any strides.
+        float32 or float64 of numpy, torch, cupy (CUDA) or another library with DLPack (CPU); any
+        strides.
     y : array (..., m, d) or None
         None: x itself. Leading axes of all arrays broadcast.
     v : array (m,), (..., m) or (..., m, e), or None
@@ -70,13 +71,16 @@ def kernel_logsumexp(
     DtypeError
         An argument is no array, of another library or dtype than x, or not float32 or float64.
     UnsupportedError
-        An array is on a CUDA device.
+        Arrays on a CUDA device with ranges, or of neither torch nor cupy; or there is no CUDA
+        library.
 
     Notes
     -----
     For each of the e columns of v 2 n m d flops and n m logarithms and powers; memory as
     `kernel_matvec`. An exponent s is known to s ulp, so the error of a result is a few ulp of
     ``1 + abs(out)``. NaN in a row of x makes that row NaN, in y or v all rows.
+
+    On a CUDA device nothing waits: a negative weight makes its column NaN, and no error.
 
     References
     ----------

@@ -6,8 +6,14 @@ from typing import Any
 
 from subspan import _arrays, _checks
 from subspan._ops import _gradients, _kernel_gradients
-from subspan._ops._kernel_arguments import operands, ranges_of, tracked_width, widths_of
-from subspan.errors import InvalidArgumentError
+from subspan._ops._kernel_arguments import (
+    on_device,
+    operands,
+    ranges_of,
+    tracked_width,
+    widths_of,
+)
+from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["kernel_matvec"]
 
@@ -63,7 +69,8 @@ def kernel_matvec(
     Parameters
     ----------
     x : array (..., n, d)
-        float32 or float64 of numpy, torch or another library with DLPack (CPU); any strides.
+        float32 or float64 of numpy, torch, cupy (CUDA) or another library with DLPack (CPU); any
+        strides.
     y : array (..., m, d) or None
         None: x itself. Leading axes of all arrays broadcast.
     v : array (m,), (..., m) or (..., m, e), or None
@@ -121,7 +128,8 @@ def kernel_matvec(
     DtypeError
         An argument is no array, of another library or dtype than x, or not float32 or float64.
     UnsupportedError
-        An array is on a CUDA device.
+        Arrays on a CUDA device with ranges or a method that approximates, or of neither torch nor
+        cupy; or there is no CUDA library.
 
     Notes
     -----
@@ -137,6 +145,10 @@ def kernel_matvec(
     A result depends neither on the threads nor on the batch, nor, where y is not x and without a
     cutoff, on other rows of x. NaN or infinity in a row of x makes that row NaN, in y or v all
     rows.
+
+    On a CUDA device nothing waits: sums that overflow are infinite, and no error. A cutoff leaves
+    nothing out there, and a set and itself cost what two sets do. "linear" is the product of the
+    array's own library. Bits differ from the CPU's, and depend on the number of columns of v.
 
     References
     ----------
@@ -156,6 +168,11 @@ def kernel_matvec(
     if method != "exact" or return_info or tol is not None or rank is not None:
         from subspan.kernels.methods import Kernel, Request, product  # made of exact products
 
+        if method != "exact" and _arrays.library_of(x) and on_device(_NAME, x):
+            raise UnsupportedError(
+                f"[{_NAME}] method must be 'exact' for arrays on a CUDA device, got {method!r}. "
+                "Copy them to the host for the others"
+            )
         if ranges is not None:
             raise InvalidArgumentError(
                 f"[{_NAME}] ranges must be None unless the product is exact, without tol, rank and "

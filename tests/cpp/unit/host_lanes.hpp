@@ -2,6 +2,7 @@
 
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -37,6 +38,8 @@ class host_lanes {
   std::uint32_t ballot(bool condition) const;
   bool any(bool condition) const { return ballot(condition) != 0; }
   bool any_of_block(bool condition) const;
+  void multiply_halves(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t b0,
+                       std::uint32_t b1) const;
 
  private:
   template <class T, class Wait>
@@ -188,6 +191,39 @@ inline bool host_lanes::any_of_block(bool condition) const {
   bool found = false;
   for (int i = 0; i < size(); ++i) found |= all[i] != 0;
   return found;
+}
+
+/// The value of a float16.
+inline double value_of_half(std::uint32_t bits) {
+  int const exponent = static_cast<int>(bits >> 10 & 31);
+  double const fraction = bits & 1023;
+  double const size = exponent == 31  ? (fraction == 0 ? HUGE_VAL : std::nan(""))
+                      : exponent == 0 ? std::ldexp(fraction, -24)
+                                      : std::ldexp(fraction + 1024, exponent - 25);
+  return (bits >> 15 & 1) != 0 ? -size : size;
+}
+
+inline void host_lanes::multiply_halves(float (&c)[4], std::uint32_t const (&a)[4],
+                                        std::uint32_t b0, std::uint32_t b1) const {
+  std::uint32_t const mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  std::uint32_t all[6][k_warp];
+  for (int r = 0; r < 6; ++r) {
+    std::uint64_t const* const of_block = exchange(
+        block_->warp_slots_, block_->fibers_[rank_].warp_turn, mine[r], [&] { sync_warp(); });
+    for (int l = 0; l < k_warp; ++l)
+      all[r][l] = static_cast<std::uint32_t>(of_block[warp() * k_warp + l]);
+  }
+  auto const half_of = [&](int r, int l, int k) {
+    return value_of_half(all[r][l] >> (k % 2 * 16) & 0xffff);
+  };
+  for (int i = 0; i < 4; ++i) {
+    int const row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    double sum = c[i];
+    for (int k = 0; k < 16; ++k)
+      sum += half_of(row / 8 + k / 8 * 2, row % 8 * 4 + k % 8 / 2, k) *
+             half_of(4 + k / 8, column * 4 + k % 8 / 2, k);
+    c[i] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace subspan::gpu
