@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_facts
 import harness
 
 ROUNDS = {"full": 7, "quick": 3, "tiny": 1}
@@ -218,6 +219,7 @@ def beyond_gates(case: Case, result: dict[str, Any]) -> list[str]:
 
 def all_cases(size: str) -> list[Case]:
     """Return all cases, those that matter most first: there may not be time for all."""
+    import gpu_codes
     import gpu_kernels
     import gpu_linalg
     import gpu_pca
@@ -228,6 +230,7 @@ def all_cases(size: str) -> list[Case]:
         *gpu_pca.cases(size),
         *gpu_topk.cases(size),
         *gpu_kernels.cases(size),
+        *gpu_codes.cases(size),
         *gpu_linalg.further_cases(size),
     ]
 
@@ -235,7 +238,7 @@ def all_cases(size: str) -> list[Case]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--bench", default="svd,eigh,qr,moments,pca,topk", help="comma-separated")
+    parser.add_argument("--bench", default=gpu_facts.BENCHES, help="comma-separated")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after these")
     parser.add_argument("--size", choices=ROUNDS, default="full")
     parser.add_argument("--device", default="cuda", help="cpu tries out the bench itself")

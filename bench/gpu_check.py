@@ -329,7 +329,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="gpu_check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, comma-separated")
-    parser.add_argument("--bench", default="svd,eigh,qr,moments,pca,topk", help="benches, likewise")
+    parser.add_argument("--bench", default=gpu_facts.BENCHES, help="benches, likewise")
     parser.add_argument("--quick", action="store_true", help="an eighth of the inputs, 3 rounds")
     parser.add_argument("--results", type=Path, help="a folder for results and logs, besides")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels; the index is not asked")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+BENCHES = "svd,eigh,qr,moments,pca,topk,encode,decode"
 # Besides what pyproject.toml says of the build: what scikit-build-core needs, and the checks.
 _NEEDED = ("packaging>=23.2", "pathspec>=0.12", "numpy", "pytest", "threadpoolctl")
 # CUdevice_attribute

@@ -24,8 +24,10 @@ message(STATUS "subspan: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_AR
 add_library(
   subspan_cuda
   SHARED
+  csrc/src/decode.cu
   csrc/src/detail/cuda_table.cu
   csrc/src/eigh.cu
+  csrc/src/encode.cu
   csrc/src/kernel_matvec.cu
   csrc/src/pca.cu
   csrc/src/qr.cu

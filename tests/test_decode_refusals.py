@@ -143,12 +143,30 @@ def test_cuda_arrays_are_refused():
     def far(a):
         return Producer(a, device=CUDA)
 
-    with pytest.raises(UnsupportedError, match=r"values must be on the CPU, .*, got cuda:0"):
+    with pytest.raises(UnsupportedError, match="values on a CUDA device must be of torch or cupy"):
         sparse_decode(far(ONES), far(WHERE), far(W))
     with pytest.raises(DtypeError, match="must be of the library and on the device of values"):
         sparse_decode(ONES, WHERE, far(W))
     single = {"values": np.ones(6, "f4"), "w_dec": W.astype("f4"), "out": np.zeros((2, 5), "f4")}
-    with pytest.raises(InvalidArgumentError, match="w_dec must be on the device of values"):
-        core(**single | {"w_dec": far(single["w_dec"])})
-    with pytest.raises(UnsupportedError, match="has no CUDA kernel yet"):
-        core(**single | {"values": far(single["values"])})
+    for name in ("values", "w_dec", "out"):
+        with pytest.raises(InvalidArgumentError, match="must be on the device of values"):
+            core(**single | {name: far(single[name])})
+
+
+@pytest.mark.skipif(_core.has_cuda(), reason="there is a CUDA device")
+def test_cuda_memory_is_never_read():
+    from test_interop import CUDA, INT, Producer
+
+    def far(*shape):
+        return Producer(np.full(shape, np.nan, "f4"), device=CUDA)
+
+    where = Producer(np.full(6, -1), device=CUDA, code=INT)
+    code = (far(6), where, None, 2)
+    with pytest.raises(UnsupportedError, match=r"no CUDA (library|device)"):
+        _core.sparse_decode(*code, far(4, 5), None, far(2, 5))
+    with pytest.raises(UnsupportedError, match=r"no CUDA (library|device)"):
+        _core.sparse_decode_backward(*code, far(4, 5), far(2, 5), far(6), far(4, 5), far(5))
+    with pytest.raises(UnsupportedError, match=r"no CUDA (library|device)"):
+        _core.topk_encode_backward(
+            *code, 4, far(2, 5), far(5), far(5, 4), far(5, 4), far(4), far(2, 5), far(5)
+        )

@@ -13,7 +13,7 @@ pytest.importorskip("threadpoolctl")
 ROOT = Path(__file__).parent.parent
 BENCH, TOOLS = ROOT / "bench", ROOT / "tools"
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the source tree")
-MODULES = ("bench", "check", "facts", "linalg", "pca", "report", "sanitize")
+MODULES = ("bench", "check", "codes", "facts", "linalg", "pca", "report", "sanitize")
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,10 @@ KERNELS = [
     *(("cauchy", 60, 140, 5, 4), ("laplacian", 130, 260, 12, 40), ("matern32", 7, 2100, 8, 2)),
     *(("exp_dot", 129, 70, 3, 1), ("distance", 70, 130, 6, 5), ("gaussian", 1, 1, 1, 1)),
 ]
+# Rows, pairs in each, features, width: packs and not, lists longer than a part of 1024 pairs.
+DECODE = [(5, 3, 20, 64), (700, 4, 2, 36), (40, 40, 9, 7), (3, 1, 1, 1), (90, 8, 300, 520)]
+# Rows, width, latents, k: whole rows, tiles, more than a block holds. Most time goes to cuBLAS.
+ENCODE = [(5, 6, 300, 7), (1100, 4, 16_500, 40), (1, 1, 1, 1), (3, 5, 3000, 2100)]
 ROWS = [(1, 1), (7, 3), (300, 65), (2100, 64), (5000, 130), (64, 300)]
 
 
@@ -208,6 +212,69 @@ def kernel_sums(device: Device, rng: np.random.Generator) -> list[Call]:
     return found
 
 
+def decode(device: Device, rng: np.random.Generator) -> list[Call]:
+    """Return the calls of sparse_decode and of its gradients, with an index that is none."""
+    found: list[Call] = []
+    for rows, k, n, d in DECODE:
+        for dtype in (np.float32, np.float64, np.float16):
+            values = rng.standard_normal((rows, k)).astype(dtype)
+            indices = rng.integers(0, n, (rows, k))
+            w = rng.standard_normal((n, d)).astype(dtype)
+            code = np.zeros((rows, n))
+            np.add.at(code, (np.arange(rows)[:, None], indices), values.astype(np.float64))
+
+            def run(
+                values: np.ndarray = values,
+                indices: np.ndarray = indices,
+                w: np.ndarray = w,
+                code: np.ndarray = code,
+            ) -> float:
+                put, gradient = device.put, code @ w.astype(np.float64)
+                there = put(values), put(indices), put(w)
+                out = subspan.sparse_decode(*there)
+                worst = _error(device.get(out), gradient, w.dtype)
+                of_values, of_w = put(values.ravel()), put(w)
+                there[1][0, 0] = len(w)  # NaN, and nothing is read there
+                flat = there[0].reshape(-1), there[1].reshape(-1), None, len(values)
+                stream = subspan._arrays.stream_of(of_w)
+                subspan._core.sparse_decode_backward(
+                    *flat, there[2], out, of_values, of_w, None, stream
+                )
+                code[0, indices[0, 0]] -= float(values[0, 0])
+                truth = code.T @ device.get(out).astype(np.float64)
+                code[0, indices[0, 0]] += float(values[0, 0])
+                missed = LIMIT + 1 if np.isnan(device.get(of_values)).sum() != 1 else 0.0
+                few = np.maximum(np.abs(truth).max(), 1)
+                return max(worst, missed, _error(device.get(of_w) / few, truth / few, w.dtype))
+
+            found.append((f"decode {np.dtype(dtype)} {rows}x{d} n={n} k={k}", run))
+    return found
+
+
+def encode(device: Device, rng: np.random.Generator) -> list[Call]:
+    """Return the calls of topk_encode on small integers, whose products are exact."""
+    found: list[Call] = []
+    for rows, d, n, k in ENCODE:
+        for dtype in (np.float32, np.float64, np.float16):
+            x, w, b_enc, b_pre = (
+                rng.integers(-3, 4, shape).astype(dtype) for shape in ((rows, d), (d, n), n, d)
+            )
+
+            def run(given: tuple[np.ndarray, ...] = (x, w, b_enc, b_pre), k: int = k) -> float:
+                x, w, b_enc, b_pre = (a.astype(np.float64) for a in given)
+                z = (x - b_pre) @ w + b_enc
+                wanted = np.argsort(-z, axis=1, kind="stable")[:, :k]
+                there = [device.put(a) for a in given]
+                values, indices = subspan.topk_encode(*there[:3], k=k, b_pre=there[3])
+                truth = np.maximum(np.take_along_axis(z, wanted, 1), 0)
+                wrong = int((device.get(indices) != wanted).sum())
+                wrong += int((device.get(values) != truth).sum())
+                return LIMIT + wrong if wrong else 0.0
+
+            found.append((f"encode {np.dtype(dtype)} {rows}x{d} n={n} k={k}", run))
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the calls; the exit status is 1 if a result is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -220,7 +287,13 @@ def main(argv: list[str] | None = None) -> int:
     *double, last_double = decompositions(device, np.float64, rng)
     turns = chain.from_iterable(
         zip_longest(
-            *single, *double, moments(device, rng), topk(device, rng), kernel_sums(device, rng)
+            *single,
+            *double,
+            moments(device, rng),
+            topk(device, rng),
+            decode(device, rng),
+            encode(device, rng),
+            kernel_sums(device, rng),
         )
     )
     turns = chain(turns, last, last_double)

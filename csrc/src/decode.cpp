@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "detail/contract.hpp"
+#include "detail/cuda_views.hpp"
 #include "detail/dtypes.hpp"
 #include "detail/list_sums.hpp"
 #include "detail/product_tile.hpp"
@@ -53,9 +54,17 @@ class task {
         function(function),
         kernels(SUBSPAN_PICK(list_sums_table<T>)),
         where_(code.values.device) {
-    detail::require_cpu(function, where_);
     beside("indices", code.indices);
     if (code.offsets.data != nullptr) beside("offsets", code.offsets);
+  }
+
+  /// Runs the CPU's part or the device's: cuda(table, message, size) returns a status.
+  template <class Cpu, class Cuda>
+  void route(Cpu&& cpu, Cuda&& cuda) const {
+    detail::route(function, where_, cpu, [&](subspan_cuda_table const& table) {
+      char message[256] = {};
+      detail::check_cuda(function, cuda(table, message, static_cast<int>(sizeof message)), message);
+    });
   }
 
   template <class View>
@@ -162,17 +171,26 @@ void sparse_decode(context const& ctx, sparse_code<T> const& code, strided_view<
   if (b_dec) task.input("b_dec", *b_dec, {d});
   task.output("out", out, {code.rows, d}, out.is_row_major(), w_dec, code.values, code.indices,
               code.offsets, b_dec ? *b_dec : strided_view<T const, 1>{});
-  detail::row_lists<T> const lists(ctx, task.function, code, n, task.kernels.widen);
-  typename subspan::task<T>::widened const init(task, b_dec);
-  detail::list_sums_call<T> call;
-  call.offsets = lists.offsets.data();
-  call.index = lists.index.data();
-  call.weight = lists.weight.data();
-  call.lists = code.rows;
-  call.rows = w_dec;
-  call.init = init.data();
-  call.out = out.data;
-  task.sum(call);
+  task.route(
+      [&] {
+        detail::row_lists<T> const lists(ctx, task.function, code, n, task.kernels.widen);
+        typename subspan::task<T>::widened const init(task, b_dec);
+        detail::list_sums_call<T> call;
+        call.offsets = lists.offsets.data();
+        call.index = lists.index.data();
+        call.weight = lists.weight.data();
+        call.lists = code.rows;
+        call.rows = w_dec;
+        call.init = init.data();
+        call.out = out.data;
+        task.sum(call);
+      },
+      [&](subspan_cuda_table const& cuda, char* message, int size) {
+        subspan_cuda_decode_call const call{detail::cuda_code(ctx, task.function, code, n),
+                                            detail::cuda_matrix(w_dec), detail::cuda_vector(b_dec),
+                                            out.data};
+        return cuda.decode(&call, message, size);
+      });
 }
 
 template <class T>
@@ -191,28 +209,41 @@ void sparse_decode_backward(context const& ctx, sparse_code<T> const& code,
   if (grad_values) check("grad_values", *grad_values, std::array<index_t, 1>{code.values.shape[0]});
   if (grad_w_dec) check("grad_w_dec", *grad_w_dec, std::array<index_t, 2>{n, d});
   if (grad_b_dec) check("grad_b_dec", *grad_b_dec, std::array<index_t, 1>{d});
-  if (grad_values || grad_w_dec) {
-    detail::row_lists<T> const rows(ctx, task.function, code, n, task.kernels.widen);
-    detail::feature_lists<T> const lists(ctx, rows, n);
-    workspace<wide<T>> dots(ctx, grad_values ? rows.pairs : 0);
-    if (grad_values) std::fill_n(dots.data(), rows.pairs, wide<T>(0));
-    detail::list_sums_call<T> call;
-    call.offsets = lists.offsets.data();
-    call.index = lists.row.data();
-    call.weight = lists.weight.data();
-    call.lists = n;
-    call.rows = grad_out;
-    if (grad_values) call.with = w_dec;
-    call.dots = dots.data();
-    call.out = grad_w_dec ? grad_w_dec->data : nullptr;
-    task.sum(call);
-    if (grad_values) {
-      workspace<wide<T>> placed(ctx, rows.pairs);
-      for (index_t p = 0; p < rows.pairs; ++p) placed[lists.place[p]] = dots[p];
-      task.kernels.store(placed.data(), rows.pairs, grad_values->data, false);
-    }
-  }
-  if (grad_b_dec) task.sum_all(grad_out, nullptr, grad_b_dec->data);
+  task.route(
+      [&] {
+        if (grad_values || grad_w_dec) {
+          detail::row_lists<T> const rows(ctx, task.function, code, n, task.kernels.widen);
+          detail::feature_lists<T> const lists(ctx, rows, n);
+          workspace<wide<T>> dots(ctx, grad_values ? rows.pairs : 0);
+          if (grad_values) std::fill_n(dots.data(), rows.pairs, wide<T>(0));
+          detail::list_sums_call<T> call;
+          call.offsets = lists.offsets.data();
+          call.index = lists.row.data();
+          call.weight = lists.weight.data();
+          call.lists = n;
+          call.rows = grad_out;
+          if (grad_values) call.with = w_dec;
+          call.dots = dots.data();
+          call.out = grad_w_dec ? grad_w_dec->data : nullptr;
+          task.sum(call);
+          if (grad_values) {
+            workspace<wide<T>> placed(ctx, rows.pairs);
+            for (index_t p = 0; p < rows.pairs; ++p) placed[lists.place[p]] = dots[p];
+            task.kernels.store(placed.data(), rows.pairs, grad_values->data, false);
+          }
+        }
+        if (grad_b_dec) task.sum_all(grad_out, nullptr, grad_b_dec->data);
+      },
+      [&](subspan_cuda_table const& cuda, char* message, int size) {
+        subspan_cuda_decode_gradients_call const call{
+            detail::cuda_code(ctx, task.function, code, n),
+            detail::cuda_matrix(w_dec),
+            detail::cuda_matrix(grad_out),
+            detail::data_of(grad_values),
+            detail::data_of(grad_w_dec),
+            detail::data_of(grad_b_dec)};
+        return cuda.decode_gradients(&call, message, size);
+      });
 }
 
 template <class T>
@@ -244,49 +275,67 @@ void topk_encode_backward(context const& ctx, sparse_code<T> const& code, index_
   if (grad_x)
     check("grad_x", *grad_x, std::array<index_t, 2>{code.rows, d}, grad_x->is_row_major());
   if (grad_pre) check("grad_b_pre", *grad_pre, std::array<index_t, 1>{d}, grad_pre->is_row_major());
-  detail::row_lists<T> const rows(ctx, task.function, code, n, task.kernels.widen);
-  if (grad_w || grad_b || grad_pre) {
-    detail::feature_lists<T> const lists(ctx, rows, n);
-    if (grad_w) {
-      typename subspan::task<T>::widened const shift(task, b_pre);
-      detail::list_sums_call<T> call;
-      call.offsets = lists.offsets.data();
-      call.index = lists.row.data();
-      call.weight = lists.weight.data();
-      call.lists = n;
-      call.rows = *x;
-      call.shift = shift.data();
-      call.out = grad_w->data;
-      call.columns = by_columns;
-      task.sum(call);
-    }
-    if (grad_b || grad_pre) {
-      workspace<P> sums(ctx, n);
-      for (index_t j = 0; j < n; ++j) {
-        P sum = 0;
-        for (index_t p = lists.offsets[j]; p < lists.offsets[j + 1]; ++p) sum += lists.weight[p];
-        sums[j] = sum;
-      }
-      if (grad_b) task.kernels.store(sums.data(), n, grad_b->data, false);
-      if (grad_pre) {
-        for (index_t j = 0; j < n; ++j) sums[j] = -sums[j];
-        if (w_enc->inner_contiguous())
-          task.multiply(*w_enc, sums.data(), grad_pre->data);
-        else
-          task.sum_all(transposed(*w_enc), sums.data(), grad_pre->data);
-      }
-    }
-  }
-  if (grad_x) {
-    detail::list_sums_call<T> call;
-    call.offsets = rows.offsets.data();
-    call.index = rows.index.data();
-    call.weight = rows.weight.data();
-    call.lists = code.rows;
-    call.rows = transposed(*w_enc);
-    call.out = grad_x->data;
-    task.sum(call);
-  }
+  task.route(
+      [&] {
+        detail::row_lists<T> const rows(ctx, task.function, code, n, task.kernels.widen);
+        if (grad_w || grad_b || grad_pre) {
+          detail::feature_lists<T> const lists(ctx, rows, n);
+          if (grad_w) {
+            typename subspan::task<T>::widened const shift(task, b_pre);
+            detail::list_sums_call<T> call;
+            call.offsets = lists.offsets.data();
+            call.index = lists.row.data();
+            call.weight = lists.weight.data();
+            call.lists = n;
+            call.rows = *x;
+            call.shift = shift.data();
+            call.out = grad_w->data;
+            call.columns = by_columns;
+            task.sum(call);
+          }
+          if (grad_b || grad_pre) {
+            workspace<P> sums(ctx, n);
+            for (index_t j = 0; j < n; ++j) {
+              P sum = 0;
+              for (index_t p = lists.offsets[j]; p < lists.offsets[j + 1]; ++p)
+                sum += lists.weight[p];
+              sums[j] = sum;
+            }
+            if (grad_b) task.kernels.store(sums.data(), n, grad_b->data, false);
+            if (grad_pre) {
+              for (index_t j = 0; j < n; ++j) sums[j] = -sums[j];
+              if (w_enc->inner_contiguous())
+                task.multiply(*w_enc, sums.data(), grad_pre->data);
+              else
+                task.sum_all(transposed(*w_enc), sums.data(), grad_pre->data);
+            }
+          }
+        }
+        if (grad_x) {
+          detail::list_sums_call<T> call;
+          call.offsets = rows.offsets.data();
+          call.index = rows.index.data();
+          call.weight = rows.weight.data();
+          call.lists = code.rows;
+          call.rows = transposed(*w_enc);
+          call.out = grad_x->data;
+          task.sum(call);
+        }
+      },
+      [&](subspan_cuda_table const& cuda, char* message, int size) {
+        subspan_cuda_encode_gradients_call call{detail::cuda_code(ctx, task.function, code, n),
+                                                detail::cuda_matrix(x),
+                                                detail::cuda_matrix(w_enc),
+                                                detail::cuda_vector(b_pre),
+                                                {},
+                                                detail::data_of(grad_b),
+                                                detail::data_of(grad_x),
+                                                detail::data_of(grad_pre)};
+        // As checked above; an axis of one element may have said anything.
+        if (grad_w)
+          call.grad_w_enc = {grad_w->data, d, n, {by_columns ? n : 1, by_columns ? 1 : d}};
+        return cuda.encode_gradients(&call, message, size);
+      });
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                    \

@@ -14,6 +14,7 @@
 
 #include "detail/certified_encoding.hpp"
 #include "detail/contract.hpp"
+#include "detail/cuda_views.hpp"
 #include "detail/dtypes.hpp"
 #include "detail/product_tile.hpp"
 #include "detail/route.hpp"
@@ -75,17 +76,21 @@ std::optional<std::vector<index_t>> encode_certified(context const& ctx, strided
 template <class T>
 void check(char const* function, strided_view<T const, 2> x, encoder<T> const& how) {
   index_t const d = x.shape[1], n = how.w_enc.shape[1];
-  detail::require_cpu(function, x.device);
   detail::expects(how.w_enc.shape[0] == d, function, "w_enc must have d = ", d,
                   " rows, one per column of x, got ", how.w_enc.shape[0]);
   detail::expects(n < index_t{1} << 32 && x.shape[0] < index_t{1} << 32, function,
                   "w_enc must have fewer than 2^32 columns and x so many rows, got ", n, " and ",
                   x.shape[0]);
-  auto const length = [&](char const* name, auto const& vector, index_t wanted) {
-    if (vector)
-      detail::expects(vector->shape[0] == wanted, function, name, " must have ", wanted,
-                      " elements, got ", vector->shape[0]);
+  auto const beside = [&](char const* name, auto const& view) {
+    detail::expects(view.device == x.device, function, name, " must be on the device of x");
   };
+  auto const length = [&](char const* name, auto const& vector, index_t wanted) {
+    if (!vector) return;
+    detail::expects(vector->shape[0] == wanted, function, name, " must have ", wanted,
+                    " elements, got ", vector->shape[0]);
+    beside(name, *vector);
+  };
+  beside("w_enc", how.w_enc);
   length("b_enc", how.b_enc, n);
   length("b_pre", how.b_pre, d);
 }
@@ -119,15 +124,34 @@ void topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> cons
   detail::expects(k >= 1 && k <= n, function, "k must be in 1..", n, ", got ", k);
   check_output<T, T, 2>(function, "values", x, how, values, {x.shape[0], k});
   check_output<T, index_t, 2>(function, "indices", x, how, indices, {x.shape[0], k});
-  std::vector<index_t> left;
-  if (how_exact == encode_precision::certified)
-    if (auto failed = encode_certified<T>(ctx, x, how, values, indices, rectifier)) {
-      if (failed->empty()) return;
-      left = std::move(*failed);
-    }
-  detail::topk_encoding<T> job(ctx, table<T>(), x, how, values, indices, rectifier,
-                               std::move(left));
-  detail::run_encoding(ctx, job);
+  detail::route(
+      function, x.device,
+      [&] {
+        std::vector<index_t> left;
+        if (how_exact == encode_precision::certified)
+          if (auto failed = encode_certified<T>(ctx, x, how, values, indices, rectifier)) {
+            if (failed->empty()) return;
+            left = std::move(*failed);
+          }
+        detail::topk_encoding<T> job(ctx, table<T>(), x, how, values, indices, rectifier,
+                                     std::move(left));
+        detail::run_encoding(ctx, job);
+      },
+      [&](subspan_cuda_table const& cuda) {
+        subspan_cuda_encode_call const call{detail::cuda_matrix(x),
+                                            detail::cuda_matrix(how.w_enc),
+                                            detail::cuda_vector(how.b_enc),
+                                            detail::cuda_vector(how.b_pre),
+                                            k,
+                                            static_cast<std::int32_t>(rectifier),
+                                            detail::cuda_dtype<T>(),
+                                            x.device.index,
+                                            ctx.stream,
+                                            values.data,
+                                            indices.data};
+        char message[256] = {};
+        detail::check_cuda(function, cuda.encode(&call, message, sizeof message), message);
+      });
 }
 
 template <class T>
@@ -136,6 +160,7 @@ void batch_topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T
                        ragged_allocator<T> const& allocate, activation rectifier) {
   constexpr char const* function = "batch_topk_encode";
   using order = detail::score_order<detail::product_type<T>>;
+  detail::require_cpu(function, x.device);
   check(function, x, how);
   index_t const all = x.shape[0] * how.w_enc.shape[1];
   detail::expects(count >= 0 && count <= all, function, "count must be in 0..", all, ", got ",
@@ -160,6 +185,7 @@ void threshold_encode(context const& ctx, strided_view<T const, 2> x, encoder<T>
                       strided_view<T const, 1> threshold, strided_view<index_t, 1> offsets,
                       ragged_allocator<T> const& allocate) {
   constexpr char const* function = "threshold_encode";
+  detail::require_cpu(function, x.device);
   check(function, x, how);
   detail::expects(threshold.shape[0] == how.w_enc.shape[1], function, "threshold must have ",
                   how.w_enc.shape[1], " elements, got ", threshold.shape[0]);

@@ -1,27 +1,12 @@
 // CUDA twin of pca.cpp: the moments of one batch of rows, in libsubspan_cuda.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
+#include "detail/cuda_storage.cuh"
 #include "detail/cuda_support.cuh"
 #include "detail/moments_tile.hpp"
-
-namespace subspan::gpu {
-
-template <>
-struct storage<__half> {
-  SUBSPAN_DEVICE static float widen(__half v) { return __half2float(v); }
-};
-template <>
-struct storage<__nv_bfloat16> {
-  SUBSPAN_DEVICE static float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-};
-
-}  // namespace subspan::gpu
 
 namespace subspan::cuda {
 namespace {
@@ -267,18 +252,8 @@ void moments_in(subspan_cuda_moments_call const& call) {
 }  // namespace
 
 int moments(subspan_cuda_moments_call const* call, char* message, int size) {
-  return guarded(message, size, [&] {
-    switch (call->dtype) {
-      case subspan_cuda_half:
-        return moments_in<__half>(*call);
-      case subspan_cuda_bfloat16:
-        return moments_in<__nv_bfloat16>(*call);
-      case subspan_cuda_float:
-        return moments_in<float>(*call);
-      default:
-        return moments_in<double>(*call);
-    }
-  });
+  return guarded(message, size,
+                 [&] { visit_storage(call->dtype, [&]<class T>(T) { moments_in<T>(*call); }); });
 }
 
 }  // namespace subspan::cuda

@@ -24,6 +24,7 @@ __all__ = [
     "from_numpy",
     "library_of",
     "require_array",
+    "require_memory",
     "require_same",
     "stream_of",
     "to_numpy",
@@ -77,6 +78,15 @@ def device_of(x: Any) -> str:
         return "cpu"
     kind, index = x.__dlpack_device__()
     return {1: "cpu", 3: "cpu"}.get(int(kind), f"cuda:{index}")
+
+
+def require_memory(function: str, name: str, x: Any) -> None:
+    """Results on a CUDA device need memory that its library allocates: of torch or cupy."""
+    if device_of(x) != "cpu" and library_of(x) not in {"torch", "cupy"}:
+        raise UnsupportedError(
+            f"[{function}] {name} on a CUDA device must be of torch or cupy, whose memory the "
+            f"results take, got {library_of(x)}. Hand it over by torch.from_dlpack"
+        )
 
 
 def require_same(function: str, **arrays: Any) -> None:

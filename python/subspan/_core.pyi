@@ -141,11 +141,11 @@ def solve_triangular(a: typing.Any, b: typing.Any, x: typing.Any, info: typing.A
     """
     Solves the triangular systems of a batch [batch, n, n] into caller-owned outputs.
     """
-def sparse_decode(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, b_dec: typing.Any, out: typing.Any) -> None:
+def sparse_decode(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, b_dec: typing.Any, out: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     out [rows, d] = b_dec + the sums of values[i] w_dec[indices[i]] over the pairs of each row.
     """
-def sparse_decode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, grad_out: typing.Any, grad_values: typing.Any, grad_w_dec: typing.Any, grad_b_dec: typing.Any) -> None:
+def sparse_decode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, w_dec: typing.Any, grad_out: typing.Any, grad_values: typing.Any, grad_w_dec: typing.Any, grad_b_dec: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The gradients of sparse_decode that are not None.
     """
@@ -169,7 +169,7 @@ def topk_encode(x: typing.Any, w_enc: typing.Any, b_enc: typing.Any, b_pre: typi
     """
     The k largest of each row of (x - b_pre) w_enc + b_enc into caller-owned outputs [B, k].
     """
-def topk_encode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, x: typing.Any, b_pre: typing.Any, w_enc: typing.Any, grad_w_enc: typing.Any, grad_b_enc: typing.Any, grad_x: typing.Any, grad_b_pre: typing.Any) -> None:
+def topk_encode_backward(values: typing.Any, indices: typing.Any, offsets: typing.Any, rows: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, x: typing.Any, b_pre: typing.Any, w_enc: typing.Any, grad_w_enc: typing.Any, grad_b_enc: typing.Any, grad_x: typing.Any, grad_b_pre: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     The gradients of a TopK encoder that are not None; values are those of the selected pre-activations.
     """

@@ -40,9 +40,11 @@ sparse_code<T> equal_rows(strided_view<T const, 2> values, strided_view<index_t 
 ///
 /// Sums are made in float (double for double) in the order of the pairs, 1024 at a time, and
 /// rounded once; same bits for any number of threads. Where most of 32 rows name at least a quarter
-/// of the features, they are made as a product, in the order of the features. T: half, bfloat16, float, double. CPU.
-/// Throws error{invalid_argument} that names row, position and value for an index beyond 0..n-1,
-/// before anything is written.
+/// of the features, they are made as a product, in the order of the features. T: half, bfloat16,
+/// float, double. CPU and CUDA. Throws error{invalid_argument} that names row, position and value for
+/// an index beyond 0..n-1, before anything is written. On CUDA, where sums are never made as a
+/// product, nothing waits: what is wrong with indices or offsets makes the row NaN instead (and the
+/// gradients of its values; that of w_dec leaves such pairs out).
 /// 2 pairs d flops; scratch up to 16 bytes per pair and, where the columns of w_dec do not lie side
 /// by side, a slice of it: up to 16 MiB, or n rows of 128 elements; as a product, such a slice and
 /// 32 rows of a dense code for each thread.

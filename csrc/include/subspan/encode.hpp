@@ -44,9 +44,12 @@ struct encoder {
 /// Of equal z the smaller index comes first. NaN is never selected before a number; where a row has
 /// fewer than k numbers, NaN follow in the order of their indices.
 ///
-/// 1 <= k <= n. CPU. O(B d n) flops. Scratch: 16 MiB of packed w_enc, the packed rows of a strip, and
-/// up to 64 MiB of candidates (3 k of 8 bytes per row, of double 16, at least 192). certified: twice as
-/// many, and a copy of w_enc unless its columns are contiguous.
+/// 1 <= k <= n. CPU and CUDA. O(B d n) flops. Scratch: 16 MiB of packed w_enc, the packed rows of a
+/// strip, and up to 64 MiB of candidates (3 k of 8 bytes per row, of double 16, at least 192).
+/// certified: twice as many, and a copy of w_enc unless its columns are contiguous. On CUDA products
+/// are cuBLAS's, so that the last bits of z may depend on the batch, certified is exact, b_pre is
+/// subtracted from x only in float and double (else b_pre w_enc from b_enc), and scratch is 32 to 64
+/// MiB of products.
 template <class T>
 void topk_encode(context const& ctx, strided_view<T const, 2> x, encoder<T> const& how,
                  strided_view<T, 2> values, strided_view<index_t, 2> indices,

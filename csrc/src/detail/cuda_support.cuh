@@ -194,5 +194,9 @@ int eigh(subspan_cuda_decomposition_call const* call, char* message, int size);
 int qr(subspan_cuda_decomposition_call const* call, char* message, int size);
 int topk(subspan_cuda_topk_call const* call, char* message, int size);
 int kernel_sums(subspan_cuda_kernel_call const* call, char* message, int size);
+int decode(subspan_cuda_decode_call const* call, char* message, int size);
+int decode_gradients(subspan_cuda_decode_gradients_call const* call, char* message, int size);
+int encode(subspan_cuda_encode_call const* call, char* message, int size);
+int encode_gradients(subspan_cuda_encode_gradients_call const* call, char* message, int size);
 
 }  // namespace subspan::cuda

@@ -20,8 +20,19 @@ int fetch(void* host, void const* device, std::size_t bytes, std::int32_t device
   });
 }
 
-constexpr subspan_cuda_table table{
-    subspan_cuda_abi, &device_count, &fetch, &moments, &svd, &eigh, &qr, &topk, &kernel_sums};
+constexpr subspan_cuda_table table{subspan_cuda_abi,
+                                   &device_count,
+                                   &fetch,
+                                   &moments,
+                                   &svd,
+                                   &eigh,
+                                   &qr,
+                                   &topk,
+                                   &kernel_sums,
+                                   &decode,
+                                   &decode_gradients,
+                                   &encode,
+                                   &encode_gradients};
 
 }  // namespace
 }  // namespace subspan::cuda

@@ -105,6 +105,59 @@ struct subspan_cuda_kernel_call {
   double* more;  // null, or of softmax lse [batch, n], of logs parts [batch, n, 2 e]
 };
 
+struct subspan_cuda_vector {
+  void const* data;  // null: there is none
+  std::int64_t stride;
+};
+struct subspan_cuda_matrix {
+  void* data;  // null: there is none
+  std::int64_t rows, columns, strides[2];
+};
+
+/// A sparse code: subspan::sparse_code with its number of features. What is wrong with its indices
+/// or offsets gives NaN, and nothing waits for the device.
+struct subspan_cuda_code {
+  subspan_cuda_vector values, indices, offsets;
+  std::int64_t rows, pairs, features;
+  std::int32_t dtype;
+  std::int32_t device_index;
+  void* stream;
+};
+
+struct subspan_cuda_decode_call {
+  subspan_cuda_code code;
+  subspan_cuda_matrix w_dec;  // [features, d]
+  subspan_cuda_vector b_dec;  // [d]
+  void* out;                  // [rows, d], C order
+};
+
+struct subspan_cuda_decode_gradients_call {
+  subspan_cuda_code code;
+  subspan_cuda_matrix w_dec, grad_out;          // [features, d], [rows, d]
+  void *grad_values, *grad_w_dec, *grad_b_dec;  // C order, or null
+};
+
+struct subspan_cuda_encode_gradients_call {
+  subspan_cuda_code code;
+  subspan_cuda_matrix x, w_enc;            // [rows, d], [d, features]
+  subspan_cuda_vector b_pre;               // [d]
+  subspan_cuda_matrix grad_w_enc;          // [d, features]; or null, as the others
+  void *grad_b_enc, *grad_x, *grad_b_pre;  // C order
+};
+
+/// topk_encode. Nothing waits for the device.
+struct subspan_cuda_encode_call {
+  subspan_cuda_matrix x, w_enc;  // [rows, d], [d, n]
+  subspan_cuda_vector b_enc, b_pre;
+  std::int64_t k;
+  std::int32_t activation;  // as subspan::activation
+  std::int32_t dtype;
+  std::int32_t device_index;
+  void* stream;
+  void* values;           // [rows, k], C order
+  std::int64_t* indices;  // [rows, k], C order
+};
+
 struct subspan_cuda_table {
   std::int32_t abi;  // subspan_cuda_abi; a library of another ABI is not used
   int (*device_count)();
@@ -117,6 +170,10 @@ struct subspan_cuda_table {
   int (*qr)(subspan_cuda_decomposition_call const* call, char* message, int size);
   int (*topk)(subspan_cuda_topk_call const* call, char* message, int size);
   int (*kernel_sums)(subspan_cuda_kernel_call const* call, char* message, int size);
+  int (*decode)(subspan_cuda_decode_call const* call, char* message, int size);
+  int (*decode_gradients)(subspan_cuda_decode_gradients_call const* call, char* message, int size);
+  int (*encode)(subspan_cuda_encode_call const* call, char* message, int size);
+  int (*encode_gradients)(subspan_cuda_encode_gradients_call const* call, char* message, int size);
 };
 
 using subspan_cuda_entry = subspan_cuda_table const* (*)();

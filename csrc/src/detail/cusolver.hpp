@@ -1,17 +1,8 @@
 #pragma once
 
-#include <cuda_runtime.h>
-#include <dlfcn.h>
+#include "detail/vendor_library.hpp"
 
-#include <map>
-#include <mutex>
-#include <string>
-#include <utility>
-
-#include "detail/cuda_support.cuh"
-
-/// cuSOLVER for the few large matrices that a block each does not serve well. It is opened at run
-/// time and declared by hand: nothing here needs it to build or to run.
+/// cuSOLVER for the few large matrices that a block each does not serve well; see vendor_library.
 
 namespace subspan::cuda {
 
@@ -61,14 +52,8 @@ class cusolver_library {
       return spectral_double_;
   }
 
-  /// A handle is created once per device and stream, and kept: creation waits for the device, and
-  /// what works for two streams at once must not share a handle. The lock is for the handle's user.
   void* handle(int device, cudaStream_t stream, std::unique_lock<std::mutex>& lock) {
-    lock = std::unique_lock(mutex_);
-    void*& handle = handles_[{device, stream}];
-    if (handle == nullptr) cusolver_check(create_(&handle), "cusolverDnCreate");
-    cusolver_check(set_stream_(handle, stream), "cusolverDnSetStream");
-    return handle;
+    return library_.handle(device, stream, lock, create_, set_stream_, &cusolver_check);
   }
 
   static void cusolver_check(int status, char const* what) {
@@ -79,21 +64,15 @@ class cusolver_library {
   }
 
  private:
-  cusolver_library() {
-    // What the process has loaded comes first: it fits the other CUDA libraries there.
-    for (int const flags : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW})
-      for (char const* const name : {"libcusolver.so.12", "libcusolver.so.11"})
-        if (library_ == nullptr) library_ = dlopen(name, flags);
-    complete_ = library_ != nullptr && find(create_, "cusolverDnCreate") &&
-                find(set_stream_, "cusolverDnSetStream") && find_qr(qr_float_, "S") &&
-                find_qr(qr_double_, "D") && find_spectral(spectral_float_, "S") &&
-                find_spectral(spectral_double_, "D");
+  cusolver_library() : library_({"libcusolver.so.12", "libcusolver.so.11"}) {
+    complete_ = find(create_, "cusolverDnCreate") && find(set_stream_, "cusolverDnSetStream") &&
+                find_qr(qr_float_, "S") && find_qr(qr_double_, "D") &&
+                find_spectral(spectral_float_, "S") && find_spectral(spectral_double_, "D");
   }
 
   template <class F>
   bool find(F& function, std::string const& name) {
-    function = reinterpret_cast<F>(dlsym(library_, name.c_str()));
-    return function != nullptr;
+    return library_.find(function, name);
   }
 
   template <class T>
@@ -114,7 +93,7 @@ class cusolver_library {
            find(functions.syevd, prefix + "syevd");
   }
 
-  void* library_ = nullptr;
+  vendor_library library_;
   bool complete_ = false;
   int (*create_)(void**) = nullptr;
   int (*set_stream_)(void*, cudaStream_t) = nullptr;
@@ -122,8 +101,6 @@ class cusolver_library {
   cusolver_qr<double> qr_double_{};
   cusolver_spectral<float> spectral_float_{};
   cusolver_spectral<double> spectral_double_{};
-  std::mutex mutex_;
-  std::map<std::pair<int, cudaStream_t>, void*> handles_;
 };
 
 }  // namespace subspan::cuda

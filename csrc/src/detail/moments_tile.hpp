@@ -3,32 +3,12 @@
 #include <cmath>
 #include <type_traits>
 
-#include "detail/lanes.hpp"
-#include "subspan/types.hpp"
+#include "detail/device_storage.hpp"
 
 /// The bodies of the kernels in pca.cu: weights, column sums, products of rows, their total. What
 /// they add up is added in an order that the shapes alone decide, so that bits are fixed.
 
 namespace subspan::gpu {
-
-/// How a storage type widens to the type that it is computed in; pca.cu adds CUDA's types.
-template <class T>
-struct storage {
-  SUBSPAN_DEVICE static T widen(T v) { return v; }
-};
-
-/// What one load moves.
-template <class T>
-struct alignas(16) pack {
-  static constexpr int width = 16 / sizeof(T);
-  T at[width];
-};
-
-template <class T>
-struct row_view {
-  T const* data;
-  index_t rows, columns, stride;
-};
 
 SUBSPAN_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 SUBSPAN_DEVICE bool is_finite(double v) { return v - v == 0; }

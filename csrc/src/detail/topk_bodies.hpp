@@ -48,12 +48,23 @@ class topk_block {
     lanes_.sync();
   }
 
-  /// Appends what may be among the k best of [begin, end).
-  template <class Source>
+  /// Goes on, in a new block, with what another one kept and its bound. What is scanned from now on
+  /// must have greater indices.
+  SUBSPAN_DEVICE void resume(entry const* kept, int count, entry bound) {
+    for (int j = lanes_.rank(); j < count; j += lanes_.size()) entries_[j] = kept[j];
+    if (lanes_.rank() == 0) words_[w_count] = count;
+    cut_ = bound;
+    raise_least();
+    lanes_.sync();
+  }
+
+  /// Appends what may be among the k best of [begin, end). Seeds: nothing was appended before.
+  template <bool Seeds = true, class Source>
   SUBSPAN_DEVICE void scan(Source const& source, std::int64_t begin, std::int64_t end) {
     std::int64_t const size = std::int64_t{lanes_.size()} * Source::count;
     std::int64_t from = source.start(begin);
-    if (from + size <= end) seed(source, from, begin, end);
+    if constexpr (Seeds)
+      if (from + size <= end) seed(source, from, begin, end);
     SUBSPAN_NO_UNROLL
     for (; from < end && !closed_; from += size) {
       typename Source::tile tile;
@@ -71,6 +82,17 @@ class topk_block {
     lanes_.sync();
     if (count > plan_.k) shrink<false>(count);
   }
+
+  /// What to resume with, the k best among it: at most `most` >= k entries, whose number it returns.
+  /// At least k elements must have been scanned.
+  SUBSPAN_DEVICE int keep(int most) {
+    int const count = words_[w_count];
+    lanes_.sync();
+    if (count <= most) return count;
+    shrink<true>(count);
+    return plan_.k;
+  }
+  SUBSPAN_DEVICE entry bound() const { return cut_; }
 
   /// The k best, best first or in the order of their indices.
   SUBSPAN_DEVICE void order(bool sorted) {
@@ -198,12 +220,17 @@ class topk_block {
       words_[w_fitting] = plan_.capacity;
     }
     lanes_.sync();
+    if constexpr (Ascending)
+      raise_least();
+    else
+      least_ = detail::key_of(cut_);
+  }
+
+  /// All that is kept has at least the key of the bound, and later elements of that key lose to it.
+  SUBSPAN_DEVICE void raise_least() {
     least_ = detail::key_of(cut_);
-    if constexpr (Ascending) {
-      // All that is kept has at least this key, and later elements of the same key lose to it.
-      closed_ = least_ == static_cast<Key>(~Key{0});
-      if (!closed_) ++least_;
-    }
+    closed_ = least_ == static_cast<Key>(~Key{0});
+    if (!closed_) ++least_;
   }
 
   /// A bound that exactly k of the first `count` >= k entries reach, by digits from the top.

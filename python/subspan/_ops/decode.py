@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from subspan import _arrays, _checks, _core
 from subspan._ops._batch import reshaped
 from subspan._ops._fresh import fresh
-from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
+from subspan.errors import DtypeError, InvalidArgumentError
 
 __all__ = ["EncodeGradients", "encode_gradients", "sparse_decode"]
 
@@ -33,8 +33,8 @@ def sparse_decode(
     Parameters
     ----------
     values : array (..., k), or (pairs,) with offsets
-        float16, bfloat16, float32 or float64 of numpy, torch or another library with DLPack (CPU);
-        any strides, read-only too.
+        float16, bfloat16, float32 or float64 of numpy, torch or another library with DLPack; on a
+        CUDA device of torch or cupy; any strides, read-only too.
     indices : int64 array of the shape of values
         Rows of w_dec, 0..n-1, in any order. What is there twice counts twice.
     w_dec : array (n, d)
@@ -58,10 +58,15 @@ def sparse_decode(
     DtypeError
         An argument is no array, of another library than values, or of a dtype that is not served.
     UnsupportedError
-        An array is on a CUDA device.
+        Arrays on a CUDA device are of neither torch nor cupy, or there is no CUDA library.
 
     Notes
     -----
+    On a CUDA device nothing waits to see whether indices and offsets are right: where an index is
+    not in 0..n-1 or offsets do not ascend, the row is NaN (and the gradient of that value; the
+    gradient of w_dec leaves it out). Codes that name many features are summed in the order of the
+    pairs there, too.
+
     2 d flops for each pair, and the memory traffic of one row of w_dec. A value of zero is a value:
     zero times infinity is NaN, as in the product with dense codes. Rows of w_dec that no index
     names are not read.
@@ -96,11 +101,7 @@ def sparse_decode(
 def _check(function: str, present: dict[str, Any]) -> None:
     """Libraries, devices, dtypes; and the shapes that do not depend on what is stored."""
     _arrays.require_same(function, **present)
-    if (where := _arrays.device_of(present["values"])) != "cpu":
-        raise UnsupportedError(
-            f"[{function}] values must be on the CPU, as there is no CUDA kernel yet, got {where}. "
-            "Copy the arguments to the host first"
-        )
+    _arrays.require_memory(function, "values", present["values"])
     values, w_dec, b_dec = present["values"], present["w_dec"], present.get("b_dec")
     wanted = _arrays.dtype_name(values)
     if wanted not in _FLOATS:
@@ -163,7 +164,8 @@ def _decode(values: Any, indices: Any, w_dec: Any, b_dec: Any, offsets: Any) -> 
     code, lead = _code(function, values, indices, offsets)
     out = fresh(values, (code.rows, int(w_dec.shape[1])))
     bias = None if b_dec is None else _arrays.exportable(function, "b_dec", b_dec)
-    _core.sparse_decode(*code, _arrays.exportable(function, "w_dec", w_dec), bias, out)
+    matrix = _arrays.exportable(function, "w_dec", w_dec)
+    _core.sparse_decode(*code, matrix, bias, out, _arrays.stream_of(values))
     return _arrays.deliver(values, out.reshape((*lead, out.shape[1])))
 
 
@@ -195,9 +197,9 @@ def _differentiable() -> Any:
             of_matrix = fresh(values, tuple(w_dec.shape)) if wants_matrix else None
             of_bias = values.new_empty(width) if wants_bias else None
             gradient = of_out.detach().reshape(code.rows, width)
-            _core.sparse_decode_backward(
-                *code, w_dec.detach(), gradient, of_values, of_matrix, of_bias
-            )
+            outputs = (of_values, of_matrix, of_bias)
+            stream = _arrays.stream_of(values)
+            _core.sparse_decode_backward(*code, w_dec.detach(), gradient, *outputs, stream)
             if of_values is not None:
                 of_values = of_values.reshape(values.shape)
             return of_values, None, of_matrix, of_bias, None
@@ -261,5 +263,6 @@ def encode_gradients(
         None if b_pre is None else b_pre.detach(),
         w_enc.detach(),
         *out,
+        _arrays.stream_of(dz),
     )
     return out if out.x is None else out._replace(x=out.x.reshape(x.shape))

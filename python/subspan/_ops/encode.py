@@ -43,8 +43,8 @@ def topk_encode(
     Parameters
     ----------
     x : array (..., d)
-        float16, bfloat16, float32 or float64 of numpy, torch or another library with DLPack (CPU);
-        any strides, read-only too.
+        float16, bfloat16, float32 or float64 of numpy, torch or another library with DLPack; on a
+        CUDA device of torch or cupy; any strides, read-only too.
     w_enc : array (d, n)
         Any strides: a transposed (n, d) as well. All arrays are of one library and dtype.
     b_enc : array (n,), optional
@@ -75,15 +75,19 @@ def topk_encode(
     DtypeError
         An argument is no array, of another library than x, or of a dtype that is not served.
     UnsupportedError
-        An array is on a CUDA device.
+        CUDA arrays are of neither torch nor cupy, or there is no CUDA library or no cuBLAS.
 
     Notes
     -----
-    2 d n flops for each row; sums in float32 (float64 for float64) over d in order. Memory: up to
-    16 MiB of packed w_enc, a strip of packed rows, and 24 k bytes of candidates for each row of it,
-    at least 1.5 KiB; "certified" has 2 k + k d / 1024 + 16 candidates for k, and 8 bytes more for
-    each. Up to eight rows read w_enc where it lies. The backward pass costs 2 d k for each row and
-    each of x and w_enc, whose gradient is dense and in the memory order of w_enc.
+    On a CUDA device cuBLAS makes the products, the last bits of z may depend on the batch, and
+    "certified" is "exact". z exists in tiles of 32 MiB. For float16 and bfloat16, whose rounding
+    x - b_pre would suffer, b_pre enters as ``b_enc - b_pre @ w_enc``.
+
+    On the CPU: 2 d n flops for each row; sums in float32 (float64 for float64) over d in order.
+    Memory: up to 16 MiB of packed w_enc, a strip of packed rows, and 24 k bytes of candidates for
+    each row of it, at least 1.5 KiB; "certified" has 2 k + k d / 1024 + 16 candidates for k, and
+    8 bytes more for each. Up to eight rows read w_enc where it lies. The backward pass costs 2 d k
+    for each row and each of x and w_enc, whose gradient is dense and in the memory order of w_enc.
 
     TopK autoencoders: Gao et al. 2024, `arXiv:2406.04093 <https://arxiv.org/abs/2406.04093>`_.
 
@@ -101,6 +105,7 @@ def topk_encode(
     """
     function = "topk_encode"
     _check(function, x, w_enc, b_enc, b_pre)
+    _arrays.require_memory(function, "x", x)
     k = _checks.integer(function, "k", k, low=1, high=int(w_enc.shape[1]))
     _checks.choice(function, "activation", activation, _ACTIVATIONS)
     certified = _checks.choice(function, "precision", precision, _PRECISIONS) == "certified"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from subspan import _arrays, _checks, _core
 from subspan._ops._batch import reshaped
-from subspan.errors import DtypeError, InvalidArgumentError, UnsupportedError
+from subspan.errors import DtypeError, InvalidArgumentError
 
 __all__ = ["TopK", "topk"]
 
@@ -96,11 +96,7 @@ def _topk(x: Any, k: int, largest: bool, sorted: bool) -> TopK:
             "[topk] x must be a float of up to 64 bits, a signed integer or uint8, "
             f"got {name}. Convert it first"
         )
-    if _arrays.device_of(x) != "cpu" and _arrays.library_of(x) not in {"torch", "cupy"}:
-        raise UnsupportedError(
-            "[topk] x on a CUDA device must be of torch or cupy, whose memory the results take, "
-            f"got {_arrays.library_of(x)}. Hand it over by torch.from_dlpack"
-        )
+    _arrays.require_memory("topk", "x", x)
     lead = tuple(int(extent) for extent in x.shape[:-1])
     n = int(x.shape[-1])
     if n == 0:
