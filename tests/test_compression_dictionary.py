@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from subspan.compression import Dense, sparse_dictionary, truncated_svd, whitened_svd
-from subspan.compression._pursuit import pursue
+from subspan.compression import dictionary as dictionaries
+from subspan.compression._pursuit import damped_root, pursue
 from subspan.errors import InvalidArgumentError
 
 HOW = ["ksvd", "orthogonal"]
@@ -39,6 +40,91 @@ def test_pursuit_equals_the_textbook(rng, m, n, k, s):
         assert found.indices[row].tolist() == chosen
         assert np.allclose(found.values[row], values)
         assert found.errors[row] == pytest.approx(error, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "s"), [(60, 90, 120, 40), (9, 64, 70, 33), (20, 80, 64, 64)]
+)
+def test_long_codes_take_several_atoms_at_a_time(rng, monkeypatch, dtype, m, n, k, s):
+    atoms = rng.normal(size=(k, n)) * np.linspace(0.2, 1, n)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    signals = (rng.normal(size=(m, k)) ** 3 @ atoms).astype(dtype)
+    atoms = atoms.astype(dtype)
+    found = pursue(signals, atoms, s)
+    assert all(len(set(row)) == s for row in found.indices.tolist())
+    rest = signals - np.einsum("ms,msn->mn", found.values, atoms[found.indices])
+    # least squares: what is left has nothing of the atoms in use
+    left = np.einsum("mn,msn->ms", rest, atoms[found.indices])
+    scale = np.linalg.norm(signals, axis=1)
+    assert np.abs(left).max() < (2e-3 if dtype == np.float32 else 1e-9) * scale.max()
+    measured = np.square(rest).sum(axis=1)
+    assert np.allclose(found.errors, measured, atol=1e-4 * np.square(scale).max())
+    monkeypatch.setattr("subspan.compression._pursuit._STEPS", s)
+    slow = pursue(signals, atoms, s)
+    assert np.sqrt(measured.sum()) <= 1.15 * np.sqrt(slow.errors.sum()) + 1e-3 * scale.max()
+
+
+def test_long_codes_of_dependent_atoms():
+    atoms = np.repeat(np.eye(40)[:8], 5, axis=0)
+    signals = np.arange(80.0).reshape(2, 40)
+    found = pursue(signals, atoms, 36)
+    codes = np.zeros((2, 40))
+    np.put_along_axis(codes, found.indices, found.values, axis=1)
+    assert np.allclose(codes @ atoms, signals * (np.arange(40) < 8), atol=1e-6)
+
+
+def test_roots_of_matrices_without_full_rank(rng):
+    a = rng.normal(size=(3, 5, 2))
+    grams = np.concatenate([a @ a.mT, np.zeros((1, 5, 5)), -np.eye(5)[None]])
+    root = damped_root(grams)
+    assert np.allclose(root[:3] @ root[:3].mT, grams[:3], atol=1e-12)
+    assert np.allclose(root[3], np.eye(5))
+    assert np.allclose(root[4] @ root[4].T, 5 * np.eye(5))  # not semidefinite: a short step
+
+
+@pytest.mark.parametrize("power", [1, 3])
+def test_no_group_of_atoms_makes_the_error_larger(rng, monkeypatch, power):
+    signals = rng.normal(size=(50, 20))
+    for group in (1, 3, 16, 40):
+        monkeypatch.setattr(dictionaries, "_GROUP", group)
+        atoms = rng.normal(size=(30, 20))
+        atoms[5:7] = atoms[4]  # twins
+        atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+        codes = rng.normal(size=(50, 30)) * (rng.uniform(size=(50, 30)) < 0.2)
+        codes[:, 9] = 0
+        state = dictionaries._State(atoms, codes, None)
+        new, fitted = dictionaries._updated(signals, state, power)
+        before, after = (
+            np.linalg.norm(signals - c @ a) for c, a in ((codes, atoms), (fitted, new))
+        )
+        assert after < 0.9 * before
+        assert not (fitted != 0)[codes == 0].any()
+        assert np.allclose(np.linalg.norm(new, axis=1), 1)
+        assert np.allclose(new[9], atoms[9])
+
+
+def test_groups_of_one_are_power_iterations(rng, monkeypatch):
+    monkeypatch.setattr(dictionaries, "_GROUP", 1)
+    signals, atom = rng.normal(size=(40, 9)), rng.normal(size=(1, 9))
+    atom /= np.linalg.norm(atom)
+    state = dictionaries._State(atom, signals @ atom.T, None)
+    new, codes = dictionaries._updated(signals, state, 300)
+    u, s, vh = np.linalg.svd(signals)
+    assert abs(new[0] @ vh[0]) == pytest.approx(1, abs=1e-9)
+    assert np.allclose(np.abs(codes[:, 0]), np.abs(u[:, 0] * s[0]), atol=1e-6)
+
+
+def test_pivots_are_the_farthest_rows(rng):
+    rows = rng.normal(size=(12, 30)) * np.arange(1, 13)[:, None]
+    rest, wanted = rows.copy(), []
+    for _ in range(7):
+        wanted.append(int(np.square(rest).sum(1).argmax()))
+        direction = rest[wanted[-1]] / np.linalg.norm(rest[wanted[-1]])
+        rest -= np.outer(rest @ direction, direction)
+    found = dictionaries._pivots(rows, 7, np.random.default_rng(0))
+    unit = rows[wanted] / np.linalg.norm(rows[wanted], axis=1, keepdims=True)
+    assert np.allclose(found, unit)
 
 
 def test_pursuit_of_dependent_atoms_and_zero_signals():

@@ -30,6 +30,7 @@ __all__ = ["SCHEMA", "Compression", "compress"]
 
 SCHEMA = "subspan.compress/1"
 _RESULTS = ("report.json", "figures", "models")
+_CHECKPOINT = 60.0  # seconds of calibration that an interruption may cost, or longer if files do
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def compress(
     threads : int, optional
         Threads of the native core and of the model.
     resume, overwrite : bool
-        As for `atlas.atlas`. A run goes on after the calibration and after each finished point.
+        As for `atlas.atlas`. A run goes on after each finished point, and in the calibration from
+        its last checkpoint, at most a minute old unless writing one takes three seconds or more.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
 
@@ -231,15 +233,11 @@ def _calibrated(  # noqa: PLR0917
     folder: RunFolder, model: Model, reading: Reading, modules: Any, gradients: bool, seed: int,
     stages: Progress,
 ) -> Calibration:  # fmt: skip
-    file = folder.work / "calibration.npz"
-    if file.exists():
-        return Calibration.load(file)
-    found = calibrate(
+    return calibrate(
         model, reading.calibration, modules=modules, gradients=gradients, seed=seed,
+        checkpoint=folder.work / "calibration.npz", every=_CHECKPOINT,
         progress=lambda done, total: stages("calibration", done, total),
     )  # fmt: skip
-    found.save(file)
-    return found
 
 
 def _sizes(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from subspan.compression.layers import Weight, evaluating, find_weights, inputs_
 from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["Calibration", "calibrate", "sampled_loss"]
+
+_SHARE = 20  # writing checkpoints takes no more than one part in this many of the time
 
 
 class Calibration:
@@ -36,8 +40,10 @@ class Calibration:
         Of the gradient of the loss with respect to each layer's output; empty without gradients.
     squares : dict of str to ndarray (m,)
         Sums over batches and columns of squared gradients of each weight; empty without gradients.
-    n_tokens : int
-        Tokens read.
+    n_tokens, n_batches : int
+        Tokens and batches read.
+    random : ndarray or None
+        State of the generator of drawn tokens after them.
     """
 
     def __init__(self, shared: dict[str, str]) -> None:
@@ -47,7 +53,8 @@ class Calibration:
         self.sizes: dict[str, NDArray[np.float64]] = {}
         self.gradients: dict[str, Moments] = {}
         self.squares: dict[str, NDArray[np.float64]] = {}
-        self.n_tokens = 0
+        self.n_tokens = self.n_batches = 0
+        self.random: NDArray[np.uint8] | None = None
 
     def moments(self, name: str) -> Moments:
         """Return the moments of a layer's input."""
@@ -81,7 +88,10 @@ class Calibration:
             "names": np.array(list(self.shared)),
             "shared": np.array(list(self.shared.values())),
             "n_tokens": np.array(self.n_tokens),
+            "n_batches": np.array(self.n_batches),
         }
+        if self.random is not None:
+            arrays["random"] = self.random
         for kind, many in (("inputs", self.inputs), ("gradients", self.gradients)):
             for name, one in many.items():
                 arrays |= {f"{kind}/{name}/{key}": a for key, a in one.state_dict().items()}
@@ -100,12 +110,13 @@ class Calibration:
             The file is damaged or something else.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as file:
+            with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = dict(file)
             shared = dict(zip(arrays["names"].tolist(), arrays["shared"].tolist(), strict=True))
             made = cls(shared)
-            made.n_tokens = int(arrays["n_tokens"])
-        except (ValueError, KeyError, OSError, EOFError) as error:
+            made.n_tokens, made.n_batches = int(arrays["n_tokens"]), int(arrays["n_batches"])
+            made.random = arrays.get("random")
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise FileFormatError(
                 f"[Calibration.load] {path} must be a whole calibration, got: {error}"
             ) from error
@@ -129,6 +140,8 @@ def calibrate(
     modules: str | Iterable[str] | None = None,
     gradients: bool = False,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 60.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Calibration:
     """Run a model over tokens and collect the moments of the inputs of its linear layers.
@@ -148,6 +161,13 @@ def calibrate(
         weight, batch by batch.
     seed : int
         Of the tokens drawn.
+    checkpoint : path, optional
+        An ``.npz`` file that holds what was collected so far, written whole or not at all, at the
+        end too. If it exists, the run goes on from there, to the same bits, and one that holds all
+        batches is returned.
+    every : float >= 0
+        Seconds from one checkpoint to the next at least; longer ones where writing takes long, so
+        that it takes no more than a twentieth of the time.
     progress : callable, optional
         Called as ``progress(done, total)`` in batches.
 
@@ -160,7 +180,9 @@ def calibrate(
     ------
     InvalidArgumentError
         No tokens; NaN or infinity in an input or gradient (the layer is named); patterns as
-        `find_weights`.
+        `find_weights`; a checkpoint of other layers, tokens or gradients.
+    FileFormatError
+        A checkpoint that is damaged or something else.
     UnsupportedError
         A layer is not reached, or does not see one row for each token; gradients of an encoder.
 
@@ -181,14 +203,42 @@ def calibrate(
             f"[calibrate] gradients need a causal language model, got the {model.kind} {model.name}"
         )
     _checks.integer("calibrate", "seed", seed, low=0)
+    _checks.real("calibrate", "every", every, low=0.0)
     weights = find_weights(model, modules)
     found = Calibration(_shared_inputs(model, weights, batches[0]))
+    if checkpoint is not None and Path(checkpoint).exists():
+        found = _resumed(checkpoint, found.shared, batches, gradients)
     collector = _Collector(model, weights, found, gradients=gradients, seed=seed)
+    wait, written = every, time.monotonic()
     with collector.hooked():
-        for number, batch in enumerate(batches):
-            collector.run(batch)
+        for number in range(found.n_batches, len(batches)):
+            collector.run(batches[number])
+            start, last = time.monotonic(), number + 1 == len(batches)
+            if checkpoint is not None and (last or start - written >= wait):
+                found.save(checkpoint)
+                written = time.monotonic()
+                wait = max(every, _SHARE * (written - start))
             if progress is not None:
                 progress(number + 1, len(batches))
+    return found
+
+
+def _resumed(
+    path: str | os.PathLike[str], shared: dict[str, str], batches: Sequence[TokenBatch],
+    gradients: bool,
+) -> Calibration:  # fmt: skip
+    found = Calibration.load(path)
+    tokens = sum(len(batches[i]) for i in range(min(found.n_batches, len(batches))))
+    for what, same in (
+        ("layers", found.shared == shared),
+        ("tokens", found.n_batches <= len(batches) and found.n_tokens == tokens),
+        ("gradients", bool(found.gradients) == gradients),
+    ):
+        if not same:
+            raise InvalidArgumentError(
+                f"[calibrate] checkpoint must be of this run, got {str(path)!r} of other {what}. "
+                "Remove it to start anew"
+            )
     return found
 
 
@@ -240,13 +290,15 @@ class _Collector:
         self.model, self.weights, self.found, self.backward = model, weights, found, gradients
         self.mask: Any = None
         self.random = torch.Generator(device=model.device).manual_seed(seed)
+        if found.random is not None:
+            self.random.set_state(torch.from_numpy(found.random))
         for weight in weights:
             m, n = weight.shape
             if weight.name in found.inputs:
-                found.sizes[weight.name] = np.zeros(n)
+                found.sizes.setdefault(weight.name, np.zeros(n))
             if gradients:
-                found.gradients[weight.name] = Moments()
-                found.squares[weight.name] = np.zeros(m)
+                found.gradients.setdefault(weight.name, Moments())
+                found.squares.setdefault(weight.name, np.zeros(m))
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
@@ -290,7 +342,9 @@ class _Collector:
                 rows = grad.T if type(weight.module).__name__ == "Conv1D" else grad
                 self.found.squares[weight.name] += rows.double().square().sum(1).cpu().numpy()
                 weight.module.weight.grad = None
+            self.found.random = self.random.get_state().numpy()
         self.found.n_tokens += len(batch)
+        self.found.n_batches += 1
 
     def _on_input(self, name: str) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
