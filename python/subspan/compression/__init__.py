@@ -6,11 +6,14 @@ spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mi
 `utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate`
 collects the moments of every input once, `replace_weights` puts factors in the place of weights,
 `save`, `load` and `export` write and read them, `perplexity` says what it cost, and `compress` does
-all of it and writes a report; `calibrate_rotation`, `round_weights`, `rotate_model` and the report
-`rotate` are for integers in rotated bases. Importing this package imports neither torch nor
+all of it and writes a report. For caches of keys and values, `calibrate_cache`, `plan_cache`,
+`train_cache` and `compress_cache` do the same; for integers in rotated bases, `calibrate_rotation`,
+`round_weights`, `rotate_model` and `rotate`. Importing this package imports neither torch nor
 transformers.
 """
 
+from subspan.compression._cache_job import CacheCompression as CacheCompression
+from subspan.compression._cache_job import compress_cache as compress_cache
 from subspan.compression._job import Compression as Compression
 from subspan.compression._job import compress as compress
 from subspan.compression._rotation_job import RotationReport as RotationReport
@@ -21,9 +24,18 @@ from subspan.compression.allocation import allocate as allocate
 from subspan.compression.allocation import rank_options as rank_options
 from subspan.compression.cache import CacheBasis as CacheBasis
 from subspan.compression.cache import cache_basis as cache_basis
+from subspan.compression.cache_moments import CacheMoments as CacheMoments
+from subspan.compression.cache_moments import calibrate_cache as calibrate_cache
+from subspan.compression.cache_plan import CachePlan as CachePlan
+from subspan.compression.cache_plan import plan_cache as plan_cache
+from subspan.compression.cache_rates import allocate_rates as allocate_rates
+from subspan.compression.cache_rates import search_rates as search_rates
+from subspan.compression.cache_training import TrainedCache as TrainedCache
+from subspan.compression.cache_training import train_cache as train_cache
 from subspan.compression.calibration import Calibration as Calibration
 from subspan.compression.calibration import calibrate as calibrate
 from subspan.compression.dictionary import sparse_dictionary as sparse_dictionary
+from subspan.compression.elementwise import elementwise_svd as elementwise_svd
 from subspan.compression.factors import Factors as Factors
 from subspan.compression.layers import Weight as Weight
 from subspan.compression.layers import find_weights as find_weights
@@ -52,6 +64,7 @@ from subspan.compression.rotation import rotate_residual as rotate_residual
 from subspan.compression.rotation_moments import RotationMoments as RotationMoments
 from subspan.compression.rotation_moments import calibrate_rotation as calibrate_rotation
 from subspan.compression.storage import Storage as Storage
+from subspan.compression.storage import cache_storage as cache_storage
 from subspan.compression.storage import dense_storage as dense_storage
 from subspan.compression.storage import dictionary_size as dictionary_size
 from subspan.compression.storage import dictionary_storage as dictionary_storage
@@ -69,6 +82,9 @@ from subspan.compression.weights import save as save
 __all__ = [
     "Allocation",
     "CacheBasis",
+    "CacheCompression",
+    "CacheMoments",
+    "CachePlan",
     "Calibration",
     "Compression",
     "Dense",
@@ -87,17 +103,23 @@ __all__ = [
     "RotationReport",
     "SparseDictionary",
     "Storage",
+    "TrainedCache",
     "UtilisedRank",
     "Weight",
     "activation_svd",
     "allocate",
+    "allocate_rates",
     "cache_basis",
+    "cache_storage",
     "calibrate",
+    "calibrate_cache",
     "calibrate_rotation",
     "compress",
+    "compress_cache",
     "dense_storage",
     "dictionary_size",
     "dictionary_storage",
+    "elementwise_svd",
     "export",
     "find_weights",
     "fisher_svd",
@@ -105,6 +127,7 @@ __all__ = [
     "low_rank_storage",
     "mixed_basis",
     "perplexity",
+    "plan_cache",
     "quantize",
     "quantized_storage",
     "rank_of_kept",
@@ -117,7 +140,9 @@ __all__ = [
     "rotated",
     "round_weights",
     "save",
+    "search_rates",
     "sparse_dictionary",
+    "train_cache",
     "truncated_svd",
     "utilised_rank",
     "whitened_svd",

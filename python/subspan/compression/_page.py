@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subspan.compression._pictures import run_name
@@ -10,28 +10,56 @@ from subspan.report import Page
 from subspan.report.facts import fact_items
 from subspan.report.words import count, listed, percent
 
-__all__ = ["page", "verdict"]
+__all__ = [
+    "against_dense",
+    "heading",
+    "megabytes",
+    "or_worst",
+    "page",
+    "quality_words",
+    "reading_facts",
+    "value_word",
+    "verdict",
+]
 
 Row = Mapping[str, Any]
 
 
-def verdict(report: Row) -> list[str]:
-    """Return what was found, in sentences, the bad news included."""
+def quality_words(report: Row) -> list[str]:
+    """Return a sentence for each kept ratio: which run was best, and what it costs."""
     texts, dense = report["texts"], report["dense"]["perplexity"]
     first = next((t for t in texts if t["domain"] == "in"), texts[0])["name"]
     said = []
     for kept in report["settings"]["kept"]:
         points = [p for p in report["points"] if p["kept"] == kept]
-        best = min(points, key=lambda p: _size(p["perplexity"][first]))
-        values = listed(
-            [f"{_word(best['perplexity'][t['name']])} on {t['name']} ({_word(dense[t['name']])} "
-             "dense)" for t in texts]
-        )  # fmt: skip
+        best = min(points, key=lambda p: or_worst(p["perplexity"][first]))
+        values = against_dense(texts, best["perplexity"], dense)
         which = f", best of {len(points)} by {first}," if len(points) > 1 else ""
         said.append(
             f"With {100 * best['kept_bytes']:.1f} % of the bytes kept, {run_name(best)}{which} has "
             f"a perplexity of {values}."
         )
+    return said
+
+
+def against_dense(texts: Sequence[Row], found: Row, dense: Row) -> str:
+    """Return the perplexities of all texts in words, each with that of the dense model."""
+    return listed(
+        [
+            f"{value_word(found[t['name']])} on {t['name']} ({value_word(dense[t['name']])} dense)"
+            for t in texts
+        ]
+    )
+
+
+def heading(text: Row) -> str:
+    """Return what a column of a text is called."""
+    return f"{text['name']}{'' if text['domain'] == 'in' else ' (out of domain)'}"
+
+
+def verdict(report: Row) -> list[str]:
+    """Return what was found, in sentences, the bad news included."""
+    said = quality_words(report)
     last = report["points"][-1]
     alone = sum(row["kind"] == "dense" for row in last["layers"])
     if alone:
@@ -43,7 +71,7 @@ def verdict(report: Row) -> list[str]:
     part = percent(report["model"]["matched_bytes"] / whole)
     said.append(
         f"The matrices that were compressed are {part} of the model; the whole went from "
-        f"{_mb(whole)} to {_mb(last['model_bytes'])} at {100 * last['kept']:g} % kept."
+        f"{megabytes(whole)} to {megabytes(last['model_bytes'])} at {100 * last['kept']:g} % kept."
     )
     return said
 
@@ -68,7 +96,7 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]]) -> Page:
     for point in report["points"]:
         _layers(made, report, point)
     made.section("Run facts")
-    made.definitions(_facts(report))
+    made.definitions(reading_facts(report, f"{about['inputs']} distinct inputs"))
     made.section("How to read this")
     made.definitions(_method())
     return made
@@ -77,7 +105,7 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]]) -> Page:
 def _points(made: Page, report: Row) -> None:
     texts = report["texts"]
     columns = ["Method", "Allocation", "Bytes kept, %", "Matrices, MB", "Model, MB"]
-    columns += [f"{t['name']}{'' if t['domain'] == 'in' else ' (out of domain)'}" for t in texts]
+    columns += [heading(text) for text in texts]
     columns += ["Mean output error, %", "Dense"]
     model = report["model"]
     dense = [report["dense"]["perplexity"][t["name"]] for t in texts]
@@ -118,14 +146,15 @@ def _layers(made: Page, report: Row, point: Row) -> None:
     made.table(columns, rows, closed=title)
 
 
-def _facts(report: Row) -> list[tuple[str, str]]:
+def reading_facts(report: Row, collected: str) -> list[tuple[str, str]]:
+    """Return the model, what calibrated and what judged."""
     settings, about, model = report["settings"], report["calibration"], report["model"]
     judged = [f"{t['name']} ({t['domain']}, {t['tokens']:,} tokens)" for t in report["texts"]]
     return [
         ("Model", model["path"]),
         ("Hash of the model (SHA-256)", model["hash"]),
         ("Calibration", f"{', '.join(about['texts'])}: {about['tokens']:,} tokens in windows of "
-         f"{settings['window']}, {about['inputs']} distinct inputs; seed {settings['seed']}"),
+         f"{settings['window']}, {collected}; seed {settings['seed']}"),
         ("Hash of the tokens", about["hash"]),
         ("Judged by", ", ".join(judged)),
         ("Stored values", settings["dtype"]),
@@ -160,15 +189,18 @@ def _method() -> list[tuple[str, str]]:
     ]
 
 
-def _size(value: float | None) -> float:
+def or_worst(value: float | None) -> float:
+    """Return a perplexity to sort by; one that overflowed is the worst."""
     return float("inf") if value is None else value
 
 
-def _word(value: float | None) -> str:
+def value_word(value: float | None) -> str:
+    """Return a perplexity in words."""
     if value is None:
         return "more than a number can hold"
     return f"{value:,.1f}" if value < 1000 else f"{value:.1e}"
 
 
-def _mb(n_bytes: int) -> str:
+def megabytes(n_bytes: int) -> str:
+    """Return bytes in words."""
     return f"{n_bytes / 1e6:,.1f} MB"

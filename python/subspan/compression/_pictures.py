@@ -10,7 +10,7 @@ import numpy as np
 from subspan.report.figures import Line, Panel, curves, heatmaps
 from subspan.report.result import Picture
 
-__all__ = ["pictures", "run_name"]
+__all__ = ["pictures", "quality", "run_name", "shown"]
 
 Row = Mapping[str, Any]
 
@@ -24,12 +24,13 @@ def run_name(point: Row) -> str:
 
 def pictures(report: Row) -> Iterator[Picture]:
     """Yield name, figure and caption of every picture."""
-    yield _quality(report)
-    for point in _shown(report):
+    yield quality(report, "the matched matrices keep, indices and codes included", "the matrices")
+    for point in shown(report, 0.8):
         yield from _maps(report, point)
 
 
-def _quality(report: Row) -> Picture:
+def quality(report: Row, what: str, of: str) -> Picture:
+    """Return perplexity against bytes, a panel for each text and a line for each run."""
     runs = list(dict.fromkeys(run_name(point) for point in report["points"]))
     panels = []
     for text in report["texts"]:
@@ -47,30 +48,27 @@ def _quality(report: Row) -> Picture:
     values = np.concatenate([line.y for panel in panels for line in panel.lines])
     decades = np.nanmax(values) > 20 * np.nanmin(values)
     figure = curves(
-        panels, xlabel="bytes kept of the matrices, %", ylabel="perplexity", log_y=bool(decades),
+        panels, xlabel=f"bytes kept of {of}, %", ylabel="perplexity", log_y=bool(decades),
         columns=2, wide=len(panels) < 3,
     )  # fmt: skip
-    caption = (
-        "Perplexity on held-out text against the bytes that the matched matrices keep, indices "
-        "and codes included. Dotted: the dense model."
-    )
+    caption = f"Perplexity on held-out text against the bytes that {what}. Dotted: the dense model."
     return "quality", figure, caption
 
 
-def _shown(report: Row) -> list[Row]:
-    """Return a point of each of the best runs: the one whose kept ratio is nearest to 0.8."""
+def shown(report: Row, kept: float) -> list[Row]:
+    """Return a point of each of the best runs: the one whose kept ratio is nearest to this."""
     nearest: dict[str, Row] = {}
     for point in report["points"]:
         held = nearest.get(run_name(point))
-        if held is None or abs(point["kept"] - 0.8) < abs(held["kept"] - 0.8):
+        if held is None or abs(point["kept"] - kept) < abs(held["kept"] - kept):
             nearest[run_name(point)] = point
     first = report["texts"][0]["name"]
 
-    def quality(point: Row) -> float:
+    def loss(point: Row) -> float:
         value = point["perplexity"][first]
         return float("inf") if value is None else float(value)
 
-    return sorted(nearest.values(), key=quality)[:_MOST_MAPS]
+    return sorted(nearest.values(), key=loss)[:_MOST_MAPS]
 
 
 def _maps(report: Row, point: Row) -> Iterator[Picture]:

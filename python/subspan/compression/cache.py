@@ -9,10 +9,11 @@ import numpy as np
 
 from subspan import Moments, _arrays, _checks
 from subspan.compression._inputs import Floats, like
+from subspan.compression.factors import Factors
 from subspan.compression.lowrank import whitened_svd
 from subspan.errors import InvalidArgumentError
 
-__all__ = ["CacheBasis", "cache_basis"]
+__all__ = ["CacheBasis", "basis_errors", "cache_basis", "orthogonal_basis"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def cache_basis(
     References
     ----------
     MatryoshkaKV: `arXiv:2410.14731 <https://arxiv.org/abs/2410.14731>`_ (the start from principal
-    components; trained bases are not made here).
+    components; `train_cache` goes on from there).
 
     Examples
     --------
@@ -139,3 +140,31 @@ def cache_basis(
     mean = np.stack([head.mean for head in heads]) if centred else np.zeros((len(heads), d))
     parts = (found.right, found.left, mean, found.tails)
     return CacheBasis(*(part[0] if one else part for part in parts))
+
+
+def orthogonal_basis(axes: Floats, states: list[Moments]) -> CacheBasis:
+    """Return the basis of orthonormal columns (heads, d, d) about the means of these states."""
+    mean = np.stack([head.mean for head in states])
+    covariance = np.stack([head.covariance(0) for head in states])
+    held = np.einsum("hdi,hde,hei->hi", axes, covariance, axes)
+    rest = np.cumsum(held[:, ::-1], axis=1)[:, ::-1]
+    tails = np.concatenate([rest, np.zeros((len(axes), 1))], axis=1)
+    return CacheBasis(np.ascontiguousarray(axes.swapaxes(-1, -2)), axes, mean, tails)
+
+
+def basis_errors(
+    basis: CacheBasis, states: list[Moments], weights: list[Moments] | None = None
+) -> Floats:
+    r"""Return the mean squared error of every number of dimensions (heads, d + 1).
+
+    .. math:: \mathbb{E} \|x - x'\|^2 \quad\text{or, with weights g,}\quad
+              \mathrm{tr}\, \mathbb{E}[g g^T]\, \mathbb{E}[(x - x')(x - x')^T]
+
+    The basis has all d dimensions.
+    """
+    apart = np.stack([head.mean for head in states]) - basis.mean
+    spread = np.stack([head.covariance(0) for head in states])
+    gram = spread + apart[:, :, None] * apart[:, None, :]
+    outputs = None if weights is None else np.stack([one.second_moment() for one in weights])
+    pairs = Factors("cache", None, basis.up, basis.down, np.ones(basis.mean.shape))
+    return pairs.errors(gram, outputs)

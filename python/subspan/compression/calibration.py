@@ -17,7 +17,7 @@ from subspan.activations import Model, TokenBatch
 from subspan.compression.layers import Weight, evaluating, find_weights, inputs_of
 from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "sampled_loss"]
 
 
 class Calibration:
@@ -192,6 +192,15 @@ def calibrate(
     return found
 
 
+def sampled_loss(logits: Any, random: Any) -> Any:
+    """Return the cross-entropy (summed) of tokens drawn from the predictions (tokens, words)."""
+    import torch
+
+    logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    drawn = torch.multinomial(logp.detach().exp(), 1, generator=random)
+    return -logp.gather(1, drawn).sum()
+
+
 def _shared_inputs(model: Model, weights: list[Weight], batch: TokenBatch) -> dict[str, str]:
     """Return for each layer the first layer that reads the very same tensor."""
     import torch
@@ -274,11 +283,7 @@ class _Collector:
             if not self.backward:
                 self.model.hf(**inputs)
             else:
-                logits = self.model.hf(**inputs).logits[self.mask]
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                logp = torch.log_softmax(logits, dim=-1)
-                drawn = torch.multinomial(logp.detach().exp(), 1, generator=self.random)
-                (-logp.gather(1, drawn).sum()).backward()
+                sampled_loss(self.model.hf(**inputs).logits[self.mask], self.random).backward()
         if self.backward:
             for weight in self.weights:
                 grad = weight.module.weight.grad

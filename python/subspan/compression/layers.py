@@ -10,7 +10,7 @@ from subspan.activations import Model, TokenBatch
 from subspan.activations.sites import make_plan
 from subspan.errors import InvalidArgumentError, UnsupportedError
 
-__all__ = ["Weight", "evaluating", "find_weights", "inputs_of", "matrix_of"]
+__all__ = ["Weight", "evaluating", "find_weights", "frozen", "inputs_of", "matrix_of"]
 
 _LINEAR = ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear")
 
@@ -125,6 +125,19 @@ def evaluating(hf: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def frozen(hf: Any) -> Iterator[None]:
+    """Have no weight ask for a gradient; let those that did ask again afterwards."""
+    asking = [p for p in hf.parameters() if p.requires_grad]
+    try:
+        for p in asking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
 
 
 def inputs_of(model: Model, batch: TokenBatch) -> tuple[dict[str, Any], Any]:

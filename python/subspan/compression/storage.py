@@ -21,6 +21,7 @@ __all__ = [
     "Storage",
     "array_storage",
     "bits_of",
+    "cache_storage",
     "dense_storage",
     "dictionary_size",
     "dictionary_storage",
@@ -145,6 +146,11 @@ def quantized_storage(
 def array_storage(arrays: Mapping[str, NDArray[Any]]) -> Storage:
     """Return the storage of arrays as they are."""
     return Storage(tuple(Part(name, x.size, 8 * x.itemsize) for name, x in arrays.items()))
+
+
+def cache_storage(keys: int, values: int, *, tokens: int = 1, bits: int = 16) -> Storage:
+    """Return the storage of a cache that holds so many numbers of keys and of values a token."""
+    return Storage((Part("keys", tokens * keys, bits), Part("values", tokens * values, bits)))
 
 
 def rank_of_kept(m: int, n: int, kept: float) -> int:
