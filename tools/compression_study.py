@@ -5,10 +5,10 @@
 the last tenth of each text judges. It runs ``subspan compress`` for each group and seed, each in a
 process of its own, and prints tables of means and ranges. Called again, it goes on where it
 stopped. Groups ``docs-only`` calibrate on the documentation alone and read the Bible as a text of
-another domain. The groups of ``kv`` run ``subspan kv``, group ``rotation`` runs ``subspan rotate``:
-4.5 bits in principal bases against 4 and 8 with and without a random rotation. The default groups
-take about three quarters of an hour for each seed on two cores (estimated), ``ksvd`` and
-``kv-trained`` hours. Options that it does not know go to the command.
+another domain. The default groups take about three quarters of an hour for each seed on two cores
+(estimated), ``ksvd`` and ``kv-trained`` hours. The groups of ``kv`` run ``subspan kv``, and
+``rotation`` runs ``subspan rotate``: 4.5 bits in principal bases against 4 and 8 with and without a
+random rotation. Options that it does not know go to the command.
 """
 
 import argparse
@@ -21,23 +21,18 @@ from demo import model_file
 from sae_study import command, texts
 
 GROUPS = {
-    "whitened": ("whitened-svd,two-sided-svd", "uniform,loss"),
-    "plain": ("svd,asvd,fwsvd", "uniform"),
-    "error": ("whitened-svd", "error"),
-    "orthogonal": ("orthogonal-dictionary", "uniform,loss"),
-    "ksvd": ("ksvd-dictionary", "uniform"),
-    "docs-only": ("whitened-svd,two-sided-svd", "loss"),
-    "rotation": ("none,hadamard,outliers,pca,resq", "4,8"),
-    "kv": ("channels,pca,score-aware,loss-aware", "uniform,loss"),
-    "kv-docs-only": ("pca,loss-aware", "loss"),
-    "kv-trained": ("pca,trained", "uniform,search"),
+    "whitened": "compress --method whitened-svd,two-sided-svd --allocation uniform,loss",
+    "plain": "compress --method svd,asvd,fwsvd --allocation uniform",
+    "error": "compress --method whitened-svd --allocation error",
+    "orthogonal": "compress --method orthogonal-dictionary --allocation uniform,loss",
+    "ksvd": "compress --method ksvd-dictionary --allocation uniform",
+    "docs-only": "compress --method whitened-svd,two-sided-svd --allocation loss",
+    "kv": "kv --method channels,pca,score-aware,loss-aware --allocation uniform,loss",
+    "kv-docs-only": "kv --method pca,loss-aware --allocation loss",
+    "kv-trained": "kv --method pca,trained --allocation uniform,search",
+    "rotation": "rotate --scheme none,hadamard,outliers,pca,resq --bits 4,8",
 }
-# the command of a group, what its two lists are called, and the shares of bytes it goes through
-COMMANDS = {
-    "": ("compress", ("--method", "--allocation"), "0.9,0.8,0.6"),
-    "kv": ("kv", ("--method", "--allocation"), "0.75,0.5"),
-    "rotation": ("rotate", ("--scheme", "--bits"), ""),
-}
+KEPT = {"compress": "0.9,0.8,0.6", "kv": "0.75,0.5"}
 
 
 def run(asked: argparse.Namespace, group: str, seed: int, options: list[str]) -> Path:
@@ -46,15 +41,15 @@ def run(asked: argparse.Namespace, group: str, seed: int, options: list[str]) ->
     if (folder / "report.html").exists():
         return folder
     files = texts(asked.out / "texts", asked.bible)
-    name, asks, kept = COMMANDS.get(group.partition("-")[0], COMMANDS[""])
+    name, *chosen = GROUPS[group].split()
     words: list[Any] = [name, model_file()]
     if group.endswith("docs-only"):
         words += [files[0], *(w for file in files[1:] for w in ("--out-of-domain", file))]
     else:
         words += files
-    words += ["--out", folder, *(w for pair in zip(asks, GROUPS[group], strict=True) for w in pair)]
-    if kept:
-        words += ["--kept", asked.kept or kept]
+    words += ["--out", folder, *chosen]
+    if name in KEPT:
+        words += ["--kept", asked.kept or KEPT[name]]
     words += ["--tokens", asked.tokens, "--eval-tokens", asked.eval_tokens]
     command(*words, "--seed", seed, "--no-store", *options)
     return folder

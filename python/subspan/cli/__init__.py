@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 for command in (
     *(jobs.atlas, jobs.compare, jobs.activations),
-    *(compress.compress, rotate.rotate, kv.kv),
+    *(compress.compress, kv.kv, rotate.rotate),
 ):
     app.command()(command)
 app.add_typer(sae.app)

@@ -6,10 +6,10 @@ spends one budget over many matrices; `Storage` counts bytes; `cache_basis`, `mi
 `utilised_rank` are for caches, integers and a look at what is used. On models: `calibrate`
 collects the moments of every input once, `replace_weights` puts factors in the place of weights,
 `save`, `load` and `export` write and read them, `perplexity` says what it cost, and `compress` does
-all of it and writes a report. `calibrate_rotation`, `round_weights`, `rotate_model` and the report
-`rotate` are for integers in rotated bases; `calibrate_cache`, `plan_cache`, `train_cache` and the
-report `compress_cache` for caches of keys and values. Importing this package imports neither torch
-nor transformers.
+all of it and writes a report. For caches of keys and values, `calibrate_cache`, `plan_cache`,
+`train_cache` and `compress_cache` do the same; for integers in rotated bases, `calibrate_rotation`,
+`round_weights`, `rotate_model` and `rotate`. Importing this package imports neither torch nor
+transformers.
 """
 
 from subspan.compression._cache_job import CacheCompression as CacheCompression

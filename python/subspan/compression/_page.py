@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subspan.compression._pictures import run_name
@@ -10,7 +10,17 @@ from subspan.report import Page
 from subspan.report.facts import fact_items
 from subspan.report.words import count, listed, percent
 
-__all__ = ["heading", "page", "quality_words", "reading_facts", "verdict"]
+__all__ = [
+    "against_dense",
+    "heading",
+    "megabytes",
+    "or_worst",
+    "page",
+    "quality_words",
+    "reading_facts",
+    "value_word",
+    "verdict",
+]
 
 Row = Mapping[str, Any]
 
@@ -22,17 +32,24 @@ def quality_words(report: Row) -> list[str]:
     said = []
     for kept in report["settings"]["kept"]:
         points = [p for p in report["points"] if p["kept"] == kept]
-        best = min(points, key=lambda p: _size(p["perplexity"][first]))
-        values = listed(
-            [f"{_word(best['perplexity'][t['name']])} on {t['name']} ({_word(dense[t['name']])} "
-             "dense)" for t in texts]
-        )  # fmt: skip
+        best = min(points, key=lambda p: or_worst(p["perplexity"][first]))
+        values = against_dense(texts, best["perplexity"], dense)
         which = f", best of {len(points)} by {first}," if len(points) > 1 else ""
         said.append(
             f"With {100 * best['kept_bytes']:.1f} % of the bytes kept, {run_name(best)}{which} has "
             f"a perplexity of {values}."
         )
     return said
+
+
+def against_dense(texts: Sequence[Row], found: Row, dense: Row) -> str:
+    """Return the perplexities of all texts in words, each with that of the dense model."""
+    return listed(
+        [
+            f"{value_word(found[t['name']])} on {t['name']} ({value_word(dense[t['name']])} dense)"
+            for t in texts
+        ]
+    )
 
 
 def heading(text: Row) -> str:
@@ -54,7 +71,7 @@ def verdict(report: Row) -> list[str]:
     part = percent(report["model"]["matched_bytes"] / whole)
     said.append(
         f"The matrices that were compressed are {part} of the model; the whole went from "
-        f"{_mb(whole)} to {_mb(last['model_bytes'])} at {100 * last['kept']:g} % kept."
+        f"{megabytes(whole)} to {megabytes(last['model_bytes'])} at {100 * last['kept']:g} % kept."
     )
     return said
 
@@ -172,15 +189,18 @@ def _method() -> list[tuple[str, str]]:
     ]
 
 
-def _size(value: float | None) -> float:
+def or_worst(value: float | None) -> float:
+    """Return a perplexity to sort by; one that overflowed is the worst."""
     return float("inf") if value is None else value
 
 
-def _word(value: float | None) -> str:
+def value_word(value: float | None) -> str:
+    """Return a perplexity in words."""
     if value is None:
         return "more than a number can hold"
     return f"{value:,.1f}" if value < 1000 else f"{value:.1e}"
 
 
-def _mb(n_bytes: int) -> str:
+def megabytes(n_bytes: int) -> str:
+    """Return bytes in words."""
     return f"{n_bytes / 1e6:,.1f} MB"

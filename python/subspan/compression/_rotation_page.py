@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from subspan.compression._page import (
+    against_dense,
+    heading,
+    megabytes,
+    or_worst,
+    reading_facts,
+    value_word,
+)
 from subspan.compression._rotation_pictures import NAMES, point_name
 from subspan.report import Page
-from subspan.report.facts import fact_items
 from subspan.report.words import count, listed, percent
 
 __all__ = ["page", "verdict"]
@@ -24,28 +31,29 @@ def verdict(report: Row) -> list[str]:
         points = [p for p in report["points"] if p["bits"] == bits]
         if not points:
             continue
-        best = min(points, key=lambda p: _size(p["perplexity"][first]))
-        values = listed(
-            [f"{_word(best['perplexity'][t['name']])} on {t['name']} ({_word(dense[t['name']])} "
-             "dense)" for t in texts]
-        )  # fmt: skip
+        best = min(points, key=lambda p: or_worst(p["perplexity"][first]))
+        values = against_dense(texts, best["perplexity"], dense)
         others = [
-            f"{_word(p['perplexity'][first])} with {NAMES[p['scheme']]}"
+            f"{value_word(p['perplexity'][first])} with {NAMES[p['scheme']]}"
             for p in points if p is not best
         ]  # fmt: skip
         rest = f"; on {first} it is {listed(others)}" if others else ""
-        said.append(
-            f"At {bits} bits, {NAMES[best['scheme']]} ({best['integer_bits']:.2f} bits an integer, "
-            f"{best['weight_bits']:.2f} a weight with scales and bases) has a perplexity of "
-            f"{values}{rest}."
+        size = (
+            f"{best['integer_bits']:.2f} bits an integer, {best['weight_bits']:.2f} a weight with "
+            "scales and bases"
         )
-    last = min(report["points"], key=lambda p: (p["bits"], _size(p["perplexity"][first])))
+        parts = report["settings"]["parts"]
+        what = size if "weights" in parts else f"{listed(parts)} only"
+        said.append(
+            f"At {bits} bits, {NAMES[best['scheme']]} ({what}) has a perplexity of {values}{rest}."
+        )
+    last = min(report["points"], key=lambda p: (p["bits"], or_worst(p["perplexity"][first])))
     whole = report["model"]["bytes"]
     part = percent(report["model"]["matched_bytes"] / whole)
     said.append(
         f"The matrices that were rounded are {part} of the model; with {point_name(last)}, the "
-        f"whole goes from {_mb(whole)} to {_mb(last['model_bytes'])}, a token in the cache from "
-        f"{report['model']['cache_bytes']:,} to {last['cache_bytes']:,} bytes."
+        f"whole goes from {megabytes(whole)} to {megabytes(last['model_bytes'])}, a token in the "
+        f"cache from {report['model']['cache_bytes']:,} to {last['cache_bytes']:,} bytes."
     )
     alone = report["dense"]["rotation_alone"]
     said.append(
@@ -87,7 +95,7 @@ def _points(made: Page, report: Row) -> None:
     texts, model = report["texts"], report["model"]
     columns = ["Basis", "Bits", "Bits a weight", "Matrices, MB", "Bases, MB", "Model, MB"]
     columns += ["Bits an input", "Bits a cached number"]
-    columns += [f"{t['name']}{'' if t['domain'] == 'in' else ' (out of domain)'}" for t in texts]
+    columns += [heading(text) for text in texts]
     plain = float(8 * model["bytes"] / model["n_parameters"])
     dense = [report["dense"]["perplexity"][t["name"]] for t in texts]
     rows: list[list[object]] = [
@@ -125,23 +133,15 @@ def _layers(made: Page, report: Row, point: Row) -> None:
 
 
 def _facts(report: Row) -> list[tuple[str, str]]:
-    settings, about, model = report["settings"], report["calibration"], report["model"]
-    judged = [f"{t['name']} ({t['domain']}, {t['tokens']:,} tokens)" for t in report["texts"]]
+    settings, about = report["settings"], report["calibration"]
+    high = f"{settings['high_fraction']:g} of the coordinates, {settings['high_bits']} bits"
     return [
-        ("Model", model["path"]),
-        ("Hash of the model (SHA-256)", model["hash"]),
-        ("Calibration", f"{', '.join(about['texts'])}: {about['tokens']:,} tokens in windows of "
-         f"{settings['window']}; seed {settings['seed']}"),
-        ("Hash of the tokens", about["hash"]),
-        ("Judged by", ", ".join(judged)),
         ("What is rounded", ", ".join(settings["parts"])),
-        ("High part", f"{settings['high_fraction']:g} of the coordinates, "
-         f"{settings['high_bits']} bits"),
+        ("High part", high),
         ("Blocks of down_proj inputs", f"{settings['block']} coordinates"),
         ("Clipped weights", "yes" if settings["clip"] else "no"),
-        ("Stored scales", settings["dtype"]),
-        *fact_items(report["facts"]),
-    ]  # fmt: skip
+        *reading_facts(report, f"{about['places']} second moments"),
+    ]
 
 
 def _method() -> list[tuple[str, str]]:
@@ -172,17 +172,3 @@ def _method() -> list[tuple[str, str]]:
             "others: look at the texts out of domain.",
         ),
     ]
-
-
-def _size(value: float | None) -> float:
-    return float("inf") if value is None else value
-
-
-def _word(value: float | None) -> str:
-    if value is None:
-        return "more than a number can hold"
-    return f"{value:,.1f}" if value < 1000 else f"{value:.1e}"
-
-
-def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"

@@ -102,6 +102,7 @@ def content(  # noqa: PLR0917
         "calibration": {
             "texts": list(reading.names),
             "tokens": found.n_tokens,
+            "places": 1 + len(frame.attentions) * (2 + frame.kv_heads),
             "hash": reading.fingerprint,
         },
         "texts": texts_of(reading),
