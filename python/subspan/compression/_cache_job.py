@@ -18,7 +18,7 @@ from subspan.compression._cache_pictures import pictures
 from subspan.compression._frame import causal, choices, evaluated, noted, ratios, texts_of
 from subspan.compression._reading import Reading, read
 from subspan.compression.cache_moments import CacheMoments, calibrate_cache, check_attention
-from subspan.compression.cache_plan import CACHE_METHODS, CachePlan, plan_cache
+from subspan.compression.cache_plan import CACHE_METHODS, CachePlan, plan_cache, power
 from subspan.compression.cache_rates import Ranks, allocate_rates, search_rates
 from subspan.compression.cache_training import train_cache
 from subspan.compression.perplexity import perplexity
@@ -336,11 +336,12 @@ class _Worker:
     def _sizes(self, whole: CachePlan, plan: CachePlan) -> dict[str, Any]:
         bits = self.settings["bits"]
         layers = []
-        errors = whole.errors(self.found, "attention")
-        for side, curves, ranks in zip(("keys", "values"), errors, plan.ranks, strict=True):
+        errors, sizes = whole.errors(self.found, "attention"), power(self.found, "attention")
+        for side, curves, ranks, whole_of in zip(
+            ("keys", "values"), errors, plan.ranks, sizes, strict=True
+        ):
             lost = np.take_along_axis(curves, ranks[..., None], axis=-1)[..., 0]
-            power = curves[..., 0]
-            each = np.sqrt(np.maximum(lost, 0.0) / np.where(power > 0, power, 1.0))
+            each = np.sqrt(np.maximum(lost, 0.0) / np.where(whole_of > 0, whole_of, 1.0))
             for layer in range(len(ranks)):
                 layers.append(
                     {
