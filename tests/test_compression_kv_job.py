@@ -105,7 +105,7 @@ def test_the_page(all_of_it):
     assert CacheCompression.load(all_of_it.path).report == json.loads(json.dumps(all_of_it.report))
     drawn = list(all_of_it.report["figures"])
     assert drawn[0] == "quality"
-    assert len(drawn) == 7  # and two for each of the best three of all runs
+    assert 4 <= len(drawn) <= 7  # and one or two for each of the best three of all runs
     assert {name.partition("-")[0] for name in drawn[1:]} == {"ranks", "errors"}
     assert (all_of_it.path / "figures" / "quality.svg").stat().st_size > 1000
 
