@@ -117,6 +117,7 @@ def test_orthogonal_bases_lose_less_with_every_dimension(rng):
     assert (np.diff(basis.tails[0]) < 0).all()
     assert np.allclose(basis.tails, basis_errors(basis, [states]))
     assert np.allclose(basis.decode(basis.encode(x[None])), x[None])
+    assert not basis.cut(1).mean.any()
 
 
 @pytest.mark.parametrize(("m", "n"), [(20, 15), (15, 20)])

@@ -55,6 +55,9 @@ def kv(  # noqa: PLR0917 - typer reads names, not positions
         int | None,
         typer.Option(help="Ranks are multiples of this where not uniform; an eighth of a head."),
     ] = None,
+    least: Annotated[
+        float, typer.Option(help="No head falls below this part, where ranks are not uniform.")
+    ] = 0.375,
     training: Annotated[int, typer.Option(help="Steps of training, a window each.")] = 200,
     rate: Annotated[float, typer.Option(help="Rate of the training.")] = 1e-3,
     search_tokens: Annotated[int, typer.Option(help="Tokens that a search measures by.")] = 512,
@@ -85,6 +88,7 @@ def kv(  # noqa: PLR0917 - typer reads names, not positions
             eval_tokens=eval_tokens,
             window=window,
             step=step,
+            least=least,
             training=training,
             rate=rate,
             search_tokens=search_tokens,

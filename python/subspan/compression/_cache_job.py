@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
 
 from subspan import _checks
 from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
 from subspan.compression._cache_page import page, verdict
 from subspan.compression._cache_pictures import pictures
+from subspan.compression._cache_points import FUNCTION, CacheWorker
 from subspan.compression._frame import causal, choices, evaluated, noted, ratios, texts_of
 from subspan.compression._reading import Reading, read
-from subspan.compression.cache_moments import CacheMoments, calibrate_cache, check_attention
-from subspan.compression.cache_plan import CACHE_METHODS, CachePlan, plan_cache
-from subspan.compression.cache_rates import Ranks, allocate_rates, search_rates
-from subspan.compression.cache_training import train_cache
-from subspan.compression.perplexity import perplexity
+from subspan.compression.cache_moments import check_attention
+from subspan.compression.cache_plan import CACHE_METHODS
 from subspan.compression.storage import bits_of
-from subspan.errors import InvalidArgumentError
 from subspan.report import RunFolder, Stopwatch, run_facts
 from subspan.report.result import Progress, Result, finish, silent
 
 __all__ = ["CacheCompression", "compress_cache"]
 
-_FUNCTION = "kv"
 _SCHEMA = "subspan.kv/1"
 _RESULTS = ("report.json", "figures", "plans")
-_METHODS = (*CACHE_METHODS, "trained")
-_RATES = ("uniform", "loss", "search")
-_LEVELS = 8  # steps of the ranks, where none is given
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,7 @@ def compress_cache(
     eval_tokens: int = 4096,
     window: int | None = None,
     step: int | None = None,
+    least: float = 0.375,
     training: int = 200,
     rate: float = 1e-3,
     search_tokens: int = 512,
@@ -109,6 +101,9 @@ def compress_cache(
         Tokens per window; by default 512, or the context length if that is shorter.
     step : int, optional
         Where ranks are not uniform they are multiples of this; by default an eighth of a head.
+    least : float in [0, 1]
+        No head falls below this part of its dimensions, where ranks are not uniform: what is
+        predicted for small ranks is too good to be true.
     training, rate : int, float
         Steps and rate of `train_cache`, a window each.
     search_tokens : int
@@ -148,30 +143,31 @@ def compress_cache(
     stages = progress or silent
     watch = Stopwatch()
     settings: dict[str, Any] = {
-        "methods": choices(_FUNCTION, "methods", methods, _METHODS),
-        "allocations": choices(_FUNCTION, "allocations", allocations, _RATES),
-        "kept": ratios(_FUNCTION, kept),
-        "training": _checks.integer(_FUNCTION, "training", training, low=1),
-        "rate": _checks.real(_FUNCTION, "rate", rate, low=0.0),
-        "search_tokens": _checks.integer(_FUNCTION, "search_tokens", search_tokens, low=2),
-        "seed": _checks.integer(_FUNCTION, "seed", seed, low=0),
-        "dtype": dtype, "store": store, "bits": bits_of(_FUNCTION, dtype),
+        "methods": choices(FUNCTION, "methods", methods, (*CACHE_METHODS, "trained")),
+        "allocations": choices(FUNCTION, "allocations", allocations, ("uniform", "loss", "search")),
+        "kept": ratios(FUNCTION, kept),
+        "training": _checks.integer(FUNCTION, "training", training, low=1),
+        "rate": _checks.real(FUNCTION, "rate", rate, low=0.0),
+        "least": _checks.real(FUNCTION, "least", least, low=0.0, high=1.0),
+        "search_tokens": _checks.integer(FUNCTION, "search_tokens", search_tokens, low=2),
+        "seed": _checks.integer(FUNCTION, "seed", seed, low=0),
+        "dtype": dtype, "store": store, "bits": bits_of(FUNCTION, dtype),
     }  # fmt: skip
     for name, value in (("tokens", tokens), ("eval_tokens", eval_tokens)):
-        _checks.integer(_FUNCTION, name, value, low=2)
+        _checks.integer(FUNCTION, name, value, low=2)
     if step is not None:
-        _checks.integer(_FUNCTION, "step", step, low=1)
-    folder = RunFolder(out, kind=_FUNCTION, results=_RESULTS)
+        _checks.integer(FUNCTION, "step", step, low=1)
+    folder = RunFolder(out, kind=FUNCTION, results=_RESULTS)
     folder.check(resume=resume, overwrite=overwrite)
     if threads is not None:
-        set_threads(_FUNCTION, threads, model=True)
+        set_threads(FUNCTION, threads, model=True)
     with watch.part("loading"):
         stages("loading", 0, 1)
-        opened = causal(_FUNCTION, load_model(model))
-        check_attention(_FUNCTION, opened)
+        opened = causal(FUNCTION, load_model(model))
+        check_attention(FUNCTION, opened)
         reading = read(
             opened, texts, evaluation, out_of_domain, tokens=tokens, eval_tokens=eval_tokens,
-            window=window, seed=seed, function=_FUNCTION,
+            window=window, seed=seed, function=FUNCTION,
         )  # fmt: skip
     settings |= {
         "window": reading.window, "step": step,
@@ -179,10 +175,10 @@ def compress_cache(
     }  # fmt: skip
     identity = {"schema": _SCHEMA, "settings": settings, "model": opened.fingerprint}
     with folder.held(identity | {"texts": reading.fingerprint}, overwrite=overwrite) as resumed:
-        worker = _Worker(folder, opened, reading, settings, stages, watch)
+        worker = CacheWorker(folder, opened, reading, settings, stages, watch)
         with watch.part("evaluation"):
             dense = noted(
-                folder.work / "dense.json", lambda: evaluated(_FUNCTION, opened, reading, stages)
+                folder.work / "dense.json", lambda: evaluated(FUNCTION, opened, reading, stages)
             )
         runs = [
             (a, b, c)
@@ -207,163 +203,8 @@ def compress_cache(
     return CacheCompression(folder.path, report)
 
 
-class _Worker:
-    """Plans of one model, made when they are first asked for and kept in the run's folder."""
-
-    def __init__(  # noqa: PLR0917
-        self, folder: RunFolder, model: Model, reading: Reading, settings: dict[str, Any],
-        stages: Progress, watch: Stopwatch,
-    ) -> None:  # fmt: skip
-        self.work, self.model, self.reading = folder.work, model, reading
-        self.settings, self.stages, self.watch = settings, stages, watch
-        with watch.part("calibration"):
-            self.found = self._calibrated()
-        self.width = self.found.widths[0]
-        self.step = settings["step"] or max(1, self.width // _LEVELS)
-        _checks.integer(_FUNCTION, "step", self.step, low=1, high=self.width)
-        if settings["allocations"] != ["uniform"]:
-            self._need_room()
-        self._held: CachePlan | None = None
-
-    def point(self, method: str, allocation: str, kept: float) -> dict[str, Any]:
-        """Return what a point cost and what it has, from its note if it is there."""
-        name = f"{method}-{allocation}-{kept:g}"
-
-        def make() -> dict[str, Any]:
-            with self.watch.part(method):
-                whole = self._whole(method)
-                plan = whole.with_ranks(self._ranks(whole, allocation, kept))
-            with self.watch.part("evaluation"):
-                found = self._evaluated(plan)
-            if self.settings["store"]:
-                (self.work / "plans").mkdir(exist_ok=True)
-                plan.save(self.work / "plans" / f"{name}.safetensors", base=self.model)
-            found |= {"method": method, "allocation": allocation, "kept": kept}
-            return found | self._sizes(whole, plan)
-
-        return noted(self.work / f"{name}.json", make)
-
-    def _calibrated(self) -> CacheMoments:
-        file = self.work / "moments.npz"
-        if file.exists():
-            return CacheMoments.load(file)
-        gradients = (
-            "loss-aware" in self.settings["methods"] or "loss" in self.settings["allocations"]
-        )
-        found = calibrate_cache(
-            self.model, self.reading.calibration, gradients=gradients, seed=self.settings["seed"],
-            progress=self._progress("calibration"),
-        )  # fmt: skip
-        found.save(file)
-        return found
-
-    def _need_room(self) -> None:
-        least, lowest = self.step / self.width, self.settings["kept"][-1]
-        if lowest < least:
-            raise InvalidArgumentError(
-                f"[{_FUNCTION}] kept must be at least {least:g} where ranks are multiples of "
-                f"{self.step} of {self.width}, got {lowest}. Keep more, or take a smaller step"
-            )
-
-    def _whole(self, method: str) -> CachePlan:
-        """Return the plan of a method with all dimensions; the last one is held."""
-        if self._held is None or self._held.method != method:
-            self._held = self._trained() if method == "trained" else plan_cache(self.found, method)
-        return self._held
-
-    def _trained(self) -> CachePlan:
-        file = self.work / "trained.safetensors"
-        if not file.exists():
-            made = train_cache(
-                self.model, self.reading.calibration, self.found, steps=self.settings["training"],
-                rate=self.settings["rate"], seed=self.settings["seed"],
-                progress=self._progress("training"),
-            )  # fmt: skip
-            made.plan.save(file)
-        return CachePlan.load(file)
-
-    def _ranks(self, whole: CachePlan, allocation: str, kept: float) -> Ranks:
-        if allocation == "uniform":
-            return whole.cut(kept).ranks
-        if allocation == "loss":
-            errors = np.stack(whole.errors(self.found, "loss"))
-            return allocate_rates(errors, self._budget(kept), step=self.step, least=self.step)
-        found = noted(self.work / f"search-{whole.method}.json", lambda: self._searched(whole))
-        return np.array(found[f"{kept:g}"], np.int64)
-
-    def _budget(self, kept: float) -> int:
-        layers, heads = self.found.shape
-        return int(kept * layers * heads * sum(self.found.widths) + 1e-9)
-
-    def _searched(self, whole: CachePlan) -> dict[str, Any]:
-        few, seen = [], 0
-        for batch in self.reading.calibration:
-            if seen < self.settings["search_tokens"]:
-                few.append(batch)
-                seen += len(batch)
-
-        def loss(ranks: Ranks) -> float:
-            return perplexity(self.model, few, cache=self._cache(whole.with_ranks(ranks))).nats
-
-        shares = self.settings["kept"]
-        found = search_rates(
-            loss, whole.ranks, [self._budget(kept) for kept in shares], step=self.step,
-            least=self.step, progress=self._progress("search"),
-        )  # fmt: skip
-        return {f"{kept:g}": ranks.tolist() for kept, ranks in zip(shares, found, strict=True)}
-
-    def _cache(self, plan: CachePlan, made: list[Any] | None = None) -> Callable[[], Any]:
-        from subspan.compression.compressed_cache import CompressedCache
-
-        def fresh() -> Any:
-            cache = CompressedCache(plan, dtype=self.settings["dtype"])
-            if made is not None:
-                made[:] = [cache]
-            return cache
-
-        return fresh
-
-    def _evaluated(self, plan: CachePlan) -> dict[str, Any]:
-        """Return perplexities, and the bytes that the last window's cache really had."""
-        made: list[Any] = []
-        found = evaluated(_FUNCTION, self.model, self.reading, self.stages, self._cache(plan, made))
-        tokens = made[0].get_seq_length()
-        size = plan.storage(tokens=tokens, bits=self.settings["bits"])
-        return found | {
-            "measured": {"tokens": tokens, "bytes": made[0].nbytes, "predicted": size.n_bytes}
-        }
-
-    def _sizes(self, whole: CachePlan, plan: CachePlan) -> dict[str, Any]:
-        bits = self.settings["bits"]
-        layers = []
-        errors = whole.errors(self.found, "attention")
-        for side, curves, ranks in zip(("keys", "values"), errors, plan.ranks, strict=True):
-            lost = np.take_along_axis(curves, ranks[..., None], axis=-1)[..., 0]
-            power = curves[..., 0]
-            each = np.sqrt(np.maximum(lost, 0.0) / np.where(power > 0, power, 1.0))
-            for layer in range(len(ranks)):
-                layers.append(
-                    {
-                        "layer": layer,
-                        "of": side,
-                        "ranks": ranks[layer].tolist(),
-                        "relative_errors": each[layer].tolist(),
-                        "relative_error": float(np.sqrt(np.square(each[layer]).mean())),
-                    }
-                )
-        return {
-            "layers": layers,
-            "bytes": plan.storage(bits=bits).n_bytes,
-            "basis_bytes": plan.basis_storage().n_bytes,
-            "kept_bytes": plan.kept,
-        }
-
-    def _progress(self, stage: str) -> Callable[[int, int], object]:
-        return lambda done, total: self.stages(stage, done, total)
-
-
 def _report(  # noqa: PLR0917
-    model: Model, reading: Reading, worker: _Worker, settings: dict[str, Any],
+    model: Model, reading: Reading, worker: CacheWorker, settings: dict[str, Any],
     dense: dict[str, Any], points: list[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     (layers, heads), widths = worker.found.shape, worker.found.widths

@@ -126,9 +126,9 @@ def _method(report: Row) -> list[tuple[str, str]]:
         ),
         (
             "Scores and values lost",
-            "Root mean square of the change over that about the mean, on calibration tokens: of "
-            "the products of keys with the queries that meet them, and of values. Layers before "
-            "are taken as unchanged.",
+            "Root mean square of the change over that of the whole, on calibration tokens: of the "
+            "products of keys with the queries that meet them, and of values. All tokens count "
+            "alike, and layers before are taken as unchanged.",
         ),
         (
             "Allocation",

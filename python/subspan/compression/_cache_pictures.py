@@ -28,9 +28,11 @@ def _maps(report: Row, point: Row) -> Iterator[Picture]:
     title = f"{run_name(point)}, {100 * point['kept']:g} % kept"
     said = {
         "ranks": ("dimensions", 1.0, "Dimensions that every head keeps"),
-        "relative_errors": ("%", 100.0, "Error of scores (keys) and of states (values), %"),
+        "relative_errors": ("error, %", 100.0, "Error of scores (keys) and of states (values), %"),
     }
     for key, (label, scale, words) in said.items():
+        if key == "ranks" and point["allocation"] == "uniform":
+            continue  # one number, which the table has
         tables = []
         for side in ("keys", "values"):
             rows = [row[key] for row in point["layers"] if row["of"] == side]

@@ -143,13 +143,13 @@ def cache_basis(
 
 
 def orthogonal_basis(axes: Floats, states: list[Moments]) -> CacheBasis:
-    """Return the basis of orthonormal columns (heads, d, d) about the means of these states."""
-    mean = np.stack([head.mean for head in states])
-    covariance = np.stack([head.covariance(0) for head in states])
-    held = np.einsum("hdi,hde,hei->hi", axes, covariance, axes)
+    """Return the basis of orthonormal columns (heads, d, d), about zero, with its errors."""
+    moment = np.stack([head.second_moment() for head in states])
+    held = np.einsum("hdi,hde,hei->hi", axes, moment, axes)
     rest = np.cumsum(held[:, ::-1], axis=1)[:, ::-1]
     tails = np.concatenate([rest, np.zeros((len(axes), 1))], axis=1)
-    return CacheBasis(np.ascontiguousarray(axes.swapaxes(-1, -2)), axes, mean, tails)
+    down = np.ascontiguousarray(axes.swapaxes(-1, -2))
+    return CacheBasis(down, axes, np.zeros(axes.shape[:2]), tails)
 
 
 def basis_errors(

@@ -19,7 +19,9 @@ from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedErr
 
 __all__ = ["CacheMoments", "calibrate_cache"]
 
-_KINDS = ("keys", "values", "queries", "key_gradients", "value_gradients")
+_STATES = ("keys", "values", "queries")
+_FELT = ("key_gradients", "value_gradients", "felt_keys", "felt_values")
+_KINDS = (*_STATES, *_FELT)
 
 
 class CacheMoments:
@@ -33,13 +35,16 @@ class CacheMoments:
         Of the queries of all heads that share these keys, after rotary embedding.
     key_gradients, value_gradients : list of list of Moments
         Of the gradient of the loss with respect to the cached states; empty without gradients.
+    felt_keys, felt_values : list of list of Moments
+        Of the cached states, each weighted by the squared length of its gradient: few tokens, such
+        as the first of a window, may be all that attention reads. Empty without gradients.
     n_tokens : int
         Tokens read.
     """
 
     def __init__(self, layers: int, heads: int, *, gradients: bool = False) -> None:
         self.n_tokens = 0
-        kinds = _KINDS if gradients else _KINDS[:3]
+        kinds = _KINDS if gradients else _STATES
         for kind in _KINDS:
             count = layers if kind in kinds else 0
             setattr(self, kind, [[Moments() for _ in range(heads)] for _ in range(count)])
@@ -49,6 +54,8 @@ class CacheMoments:
     queries: list[list[Moments]]
     key_gradients: list[list[Moments]]
     value_gradients: list[list[Moments]]
+    felt_keys: list[list[Moments]]
+    felt_values: list[list[Moments]]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -233,8 +240,7 @@ class _Collector:
         """Take the states of one layer, and have the gradients come by later."""
         heads = key.shape[1]
         if self.gradients:
-            key, value = (self._watched(x, layer, kind) for x, kind in
-                          ((key, "key_gradients"), (value, "value_gradients")))  # fmt: skip
+            key, value = self._watched(key, layer, "key"), self._watched(value, layer, "value")
         self._update("keys", layer, key)
         self._update("values", layer, value)
         group = query.shape[1] // heads
@@ -242,18 +248,27 @@ class _Collector:
             self._update("queries", layer, query[:, member::group])
         return key, value
 
-    def _watched(self, x: Any, layer: int, kind: str) -> Any:
+    def _watched(self, x: Any, layer: int, side: str) -> Any:
         # the weights ask for no gradients, so the first states are where the graph begins
         x = x if x.requires_grad else x.detach().requires_grad_(True)
-        x.register_hook(lambda grad: self._update(kind, layer, grad))
+        states = x.detach()  # not x itself: its hook would keep it alive
+
+        def receive(grad: Any) -> None:
+            self._update(f"{side}_gradients", layer, grad)
+            self._update(f"felt_{side}s", layer, states, grad)
+
+        x.register_hook(receive)
         return x
 
-    def _update(self, kind: str, layer: int, x: Any) -> None:
+    def _update(self, kind: str, layer: int, x: Any, grad: Any = None) -> None:
         rows = x.detach().transpose(0, 1)[:, self.mask]
-        for head, one in enumerate(rows):
+        weights = [None] * len(rows)
+        if grad is not None:
+            weights = grad.transpose(0, 1)[:, self.mask].double().square().sum(dim=-1)
+        for head, (one, weight) in enumerate(zip(rows, weights, strict=True)):
             moments = self.found[kind].setdefault((layer, head), Moments())
             try:
-                moments.update(one.contiguous())
+                moments.update(one.contiguous(), weight)
             except InvalidArgumentError as error:
                 raise InvalidArgumentError(
                     f"[calibrate_cache] {kind.replace('_', ' ')} of head {head} in layer {layer} "

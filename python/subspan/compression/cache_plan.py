@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subspan import _checks
+from subspan import Moments, _checks
 from subspan._safetensors import read_header
 from subspan.activations import Model
 from subspan.compression._inputs import Floats
@@ -21,11 +21,12 @@ from subspan.compression.storage import Part, Storage, cache_storage
 from subspan.errors import FileFormatError, InvalidArgumentError
 from subspan.report import Entry, write_safetensors
 
-__all__ = ["CACHE_METHODS", "CachePlan", "plan_cache"]
+__all__ = ["CACHE_METHODS", "CachePlan", "plan_cache", "power"]
 
 CACHE_METHODS = ("channels", "pca", "score-aware", "loss-aware")
 _SCHEMA = "subspan.cache/1"
 _SIDES = ("keys", "values")
+_NORMS = {"pca": "states", "score-aware": "attention", "loss-aware": "loss"}
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,12 @@ class CachePlan:
                 f"dimensions, got {found.shape} heads for {self.shape}, and "
                 f"{(self.keys.rank, self.values.rank)} of {self.widths} dimensions"
             )
-        weights: tuple[Any, Any] = (None, None)
-        if norm == "loss":
-            weights = (found.flat("key_gradients"), found.flat("value_gradients"))
-        elif norm == "attention":
-            weights = (found.flat("queries"), None)
-        scale = 0.5 if norm == "loss" else 1.0
-        made = [
-            scale * basis_errors(_flat(basis), found.flat(side), weight)
-            for basis, side, weight in zip((self.keys, self.values), _SIDES, weights, strict=True)
-        ]
+        made = []
+        for basis, side in ((self.keys, "keys"), (self.values, "values")):
+            states, weights = _norm(found, norm, side)
+            made.append(
+                (0.5 if norm == "loss" else 1.0) * basis_errors(_flat(basis), states, weights)
+            )
         return made[0].reshape(*self.shape, -1), made[1].reshape(*self.shape, -1)
 
     def save(self, path: str | os.PathLike[str], *, base: Model | None = None) -> Path:
@@ -211,10 +208,10 @@ def plan_cache(found: CacheMoments, method: str = "pca") -> CachePlan:
     found : CacheMoments
         By `calibrate_cache`.
     method : {"channels", "pca", "score-aware", "loss-aware"}
-        The channels themselves, by falling variance, of keys times the power of the queries there
-        (pruning, to compare with); principal components; keys in the coordinates that keep the
+        The channels themselves, by falling power, of keys times that of the queries there (pruning,
+        to compare with); principal components about zero; keys in the coordinates that keep the
         scores of the queries, and values as before; or both in those that keep the loss, as the
-        moments of gradients predict it.
+        moments of gradients and of the states that are felt predict it.
 
     Returns
     -------
@@ -230,24 +227,46 @@ def plan_cache(found: CacheMoments, method: str = "pca") -> CachePlan:
     if method == "channels":
         keys, values = (shaped(_channels(found, side), found.shape) for side in _SIDES)
         return full_plan(method, keys, values)
-    looked: tuple[Any, Any] = (None, None)
-    if method == "score-aware":
-        looked = (found.flat("queries"), None)
-    elif method == "loss-aware":
-        looked = (found.flat("key_gradients"), found.flat("value_gradients"))
     layers, heads = found.shape
     names = [f"layer {i} head {j}" for i in range(layers) for j in range(heads)]
-    keys, values = (
-        shaped(cache_basis(found.flat(side), look, names=names), found.shape)
-        for side, look in zip(_SIDES, looked, strict=True)
-    )
-    return full_plan(method, keys, values)
+    bases = []
+    for side in _SIDES:
+        states, weights = _norm(found, _NORMS[method], side)
+        # What all keys share changes no softmax, and felt means are near what attention reads. The
+        # plain mean of values is not: the value of a token that much is read of is often near zero.
+        centred = method == "loss-aware" or (method, side) == ("score-aware", "keys")
+        basis = cache_basis(states, weights, centred=centred, names=names)
+        bases.append(shaped(basis, found.shape))
+    return full_plan(method, *bases)
+
+
+def power(found: CacheMoments, norm: str) -> Floats:
+    """Return the size (2, layers, heads) of keys and of values in a norm of `CachePlan.errors`."""
+    made = []
+    for side in _SIDES:
+        states, weights = _norm(found, norm, side)
+        directions = [None] * len(states) if weights is None else weights
+        made += [
+            np.trace(
+                one.second_moment() if by is None else one.second_moment() @ by.second_moment()
+            )
+            for one, by in zip(states, directions, strict=True)
+        ]
+    return np.array(made).reshape(2, *found.shape)
+
+
+def _norm(found: CacheMoments, norm: str, side: str) -> tuple[list[Moments], list[Moments] | None]:
+    """Return the states whose errors count in a norm, and what weights their directions."""
+    if norm == "loss":
+        return found.flat(f"felt_{side}"), found.flat(f"{side[:-1]}_gradients")
+    looked = found.flat("queries") if (norm, side) == ("attention", "keys") else None
+    return found.flat(side), looked
 
 
 def _channels(found: CacheMoments, side: str) -> CacheBasis:
     """Return coordinates that are the channels, those that matter first."""
     states = found.flat(side)
-    power = np.stack([np.diag(head.covariance(0)) for head in states])
+    power = np.stack([np.diag(head.second_moment()) for head in states])
     if side == "keys":
         power = power * np.stack([np.diag(head.second_moment()) for head in found.flat("queries")])
     order = np.argsort(-power, axis=1, kind="stable")
