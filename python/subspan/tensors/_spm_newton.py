@@ -53,7 +53,7 @@ class Newton:
     def _run(self, x: Array) -> tuple[Array, npt.NDArray[np.bool_], Array]:
         near = np.ones(x.shape[1], bool)
         last = np.full(x.shape[1], _FAR)
-        for _ in range(_STEPS):
+        for number in range(_STEPS):
             step, concave, f = self._step(x)
             length = np.sqrt(np.einsum("ds,ds->s", step, step))
             # Rounding ends the decrease; before it, that means that there is no maximum near by.
@@ -64,8 +64,8 @@ class Newton:
                 break
             x = x + np.where(taken, step, 0)
             x /= np.sqrt(np.einsum("ds,ds->s", x, x))
-            # Steps are about as the square of those before; with a factor of 10 to spare.
-            next_length = 10 * length * (length / last) ** 2
+            # From the second on they go as the squares of those before; a factor of 10 to spare.
+            next_length = 10 * length * (length / last) ** (2 if number else 1)
             last = np.where(taken, length, last)
             if (next_length[taken] <= self.tol).all():
                 break

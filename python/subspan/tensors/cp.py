@@ -139,7 +139,7 @@ def cp(
     factorisations besides, with eigenvalues where one fails. The error after a sweep comes from its
     last product, without a residual; its square is right to rounding, so that a small ``error`` is
     that of the residual, made slab by slab. With a mask every start has a tensor of its own in
-    memory.
+    memory. Systems are solved by numpy's products: the last bits may depend on its threads.
 
     References
     ----------

@@ -127,7 +127,7 @@ def spm(
     all of them in matrix products; the flattening takes 9 C(d+h-1, h)³ where most of its
     eigenvalues count. Components that are equal or opposite are one; their weights add up. Weights
     are those of least squares. Climbs are in float32, Newton's method and what follows in float64.
-    Decompositions of matrices are numpy's: the last bits may depend on its threads.
+    Products and decompositions of matrices are numpy's: the last bits may depend on its threads.
 
     References
     ----------
