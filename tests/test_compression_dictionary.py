@@ -42,38 +42,6 @@ def test_pursuit_equals_the_textbook(rng, m, n, k, s):
         assert found.errors[row] == pytest.approx(error, abs=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(
-    ("m", "n", "k", "s"), [(60, 90, 120, 40), (9, 64, 70, 33), (20, 80, 64, 64)]
-)
-def test_long_codes_take_several_atoms_at_a_time(rng, monkeypatch, dtype, m, n, k, s):
-    atoms = rng.normal(size=(k, n)) * np.linspace(0.2, 1, n)
-    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
-    signals = (rng.normal(size=(m, k)) ** 3 @ atoms).astype(dtype)
-    atoms = atoms.astype(dtype)
-    found = pursue(signals, atoms, s)
-    assert all(len(set(row)) == s for row in found.indices.tolist())
-    rest = signals - np.einsum("ms,msn->mn", found.values, atoms[found.indices])
-    # least squares: what is left has nothing of the atoms in use
-    left = np.einsum("mn,msn->ms", rest, atoms[found.indices])
-    scale = np.linalg.norm(signals, axis=1)
-    assert np.abs(left).max() < (2e-3 if dtype == np.float32 else 1e-9) * scale.max()
-    measured = np.square(rest).sum(axis=1)
-    assert np.allclose(found.errors, measured, atol=1e-4 * np.square(scale).max())
-    monkeypatch.setattr("subspan.compression._pursuit._STEPS", s)
-    slow = pursue(signals, atoms, s)
-    assert np.sqrt(measured.sum()) <= 1.15 * np.sqrt(slow.errors.sum()) + 1e-3 * scale.max()
-
-
-def test_long_codes_of_dependent_atoms():
-    atoms = np.repeat(np.eye(40)[:8], 5, axis=0)
-    signals = np.arange(80.0).reshape(2, 40)
-    found = pursue(signals, atoms, 36)
-    codes = np.zeros((2, 40))
-    np.put_along_axis(codes, found.indices, found.values, axis=1)
-    assert np.allclose(codes @ atoms, signals * (np.arange(40) < 8), atol=1e-6)
-
-
 def test_roots_of_matrices_without_full_rank(rng):
     a = rng.normal(size=(3, 5, 2))
     grams = np.concatenate([a @ a.mT, np.zeros((1, 5, 5)), -np.eye(5)[None]])

@@ -35,9 +35,12 @@ def named(names: Sequence[str] | None, index: int) -> str:
 
 
 def matrices_of(
-    function: str, weight: Any, names: Sequence[str] | None
-) -> tuple[Floats, tuple[int, ...]]:
-    """Return weights as a float64 stack (batch, m, n), and the leading axes they came with."""
+    function: str, weight: Any, names: Sequence[str] | None, *, single: bool = False
+) -> tuple[Any, tuple[int, ...]]:
+    """Return weights as a stack (batch, m, n), and the leading axes they came with.
+
+    Of float64; with ``single`` of float32, but for weights in float64.
+    """
     _arrays.require_array(function, "weight", weight)
     _checks.ndim(function, "weight", weight, 2, or_more=True)
     if _arrays.dtype_name(weight) not in _FLOATS:
@@ -45,7 +48,8 @@ def matrices_of(
             f"[{function}] weight must be float16, bfloat16, float32 or float64, got "
             f"{_arrays.dtype_name(weight)}"
         )
-    x = np.asarray(_arrays.to_numpy(weight), np.float64)
+    single &= _arrays.dtype_name(weight) != "float64"
+    x = np.asarray(_arrays.to_numpy(weight), np.float32 if single else np.float64)
     if 0 in x.shape:
         raise InvalidArgumentError(f"[{function}] weight must not be empty, got shape {x.shape}")
     stack = x.reshape(-1, *x.shape[-2:])
@@ -97,12 +101,12 @@ def grams_of(
     return stack
 
 
-def like(x: Any, value: Floats) -> Any:
+def like(x: Any, value: Any) -> Any:
     """Return ``value`` in the library, on the device and in the dtype of ``x``."""
     name = _arrays.dtype_name(x)
     if _arrays.library_of(x) == "torch":
         return _arrays.from_numpy(x, np.ascontiguousarray(value)).to(x.dtype)
-    return _arrays.from_numpy(x, value.astype(name, order="C"))
+    return _arrays.from_numpy(x, value.astype(name, order="C", copy=False))
 
 
 def means_of(inputs: Any) -> Floats:
@@ -149,7 +153,7 @@ def square_root(gram: Floats) -> Floats:
     return root
 
 
-def _finite(function: str, name: str, stack: Floats, names: Sequence[str] | None) -> None:
+def _finite(function: str, name: str, stack: Any, names: Sequence[str] | None) -> None:
     good = np.isfinite(stack).reshape(len(stack), -1).all(axis=1)
     if not good.all():
         bad = int(np.flatnonzero(~good)[0])

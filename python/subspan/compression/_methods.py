@@ -116,7 +116,7 @@ class Worker:
         if method == "two-sided-svd":
             outputs = [found.outputs(name) for name in names]
         moments = [found.moments(name) for name in names]
-        return whitened_svd(w, moments, outputs=outputs, names=names)
+        return whitened_svd(w, moments, outputs=outputs, precision="auto", names=names)
 
     def _ranks(self, method: str, allocation: str, kept: float) -> dict[str, int]:
         """Return the rank of every matrix; 0 is dense."""

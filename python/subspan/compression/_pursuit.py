@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 
 import subspan
 
-__all__ = ["Codes", "pursue"]
+__all__ = ["Codes", "damped_root", "pursue"]
 
-_STEPS = 16  # in which a long code is found, several atoms in each; short ones take one at a time
 _SCRATCH = 1 << 23  # bytes of projected atoms at a time, which are read once a step: from a cache
-_FACTORS = 1 << 26  # bytes of triangular factors at a time
 _SPENT = 1e-10  # an atom with less than this of its squared length left adds nothing
 
 
@@ -32,95 +30,23 @@ def pursue(signals: Any, atoms: Any, sparsity: int) -> Codes:
     """Code rows of ``signals`` (m, n) by ``sparsity`` rows of ``atoms`` (k, n) of length one.
 
     Greedy: the atom with the largest correlation with the residual, then least squares on all
-    atoms so far; from 32 atoms on, a 16th of them at a time.
+    atoms so far. Kept are correlations of all atoms with the directions that the chosen ones add;
+    from these, the next direction and all correlations follow by products, without residuals.
     """
     m, k = len(signals), len(atoms)
     gram, scores = atoms @ atoms.T, signals @ atoms.T
     values = np.zeros((m, sparsity), signals.dtype)
     indices = np.zeros((m, sparsity), np.int64)
     errors = np.square(signals).sum(axis=1)
-    at_once = sparsity // _STEPS
-    width, room = (k, _SCRATCH) if at_once < 2 else (sparsity, _FACTORS)
-    step = max(1, room // (sparsity * width * signals.dtype.itemsize))
+    step = max(1, _SCRATCH // (sparsity * k * signals.dtype.itemsize))
     for start in range(0, m, step):
         here = slice(start, start + step)
-        if at_once < 2:
-            found = _one_by_one(gram, scores[here].copy(), sparsity)
-        else:
-            found = _several(gram, scores[here], sparsity, at_once)
-        values[here], indices[here], fitted = found
+        values[here], indices[here], fitted = _block(gram, scores[here].copy(), sparsity)
         errors[here] -= fitted
     return Codes(values, indices, np.maximum(errors, 0.0))
 
 
-def _several(gram: Any, first: Any, sparsity: int, at_once: int) -> tuple[Any, Any, Any]:
-    """Take the atoms of each step together.
-
-    The inverse of the triangular factor grows by blocks of rows, so that all is products: of the
-    factor itself only its last rows are ever needed.
-    """
-    count, k = first.shape
-    kind = first.dtype
-    chosen = np.zeros((count, sparsity), np.int64)
-    inverse = np.zeros((count, sparsity, sparsity), kind)
-    along = np.zeros((count, sparsity, 1), kind)
-    values = np.zeros((count, sparsity, 1), kind)
-    codes = np.zeros((count, k), kind)
-    used = np.zeros((count, k), bool)
-    flat, scores = gram.reshape(-1), first
-    for start in range(0, sparsity, at_once):
-        stop = min(start + at_once, sparsity)
-        size = np.abs(scores)
-        size[used] = -1.0
-        pick = np.asarray(subspan.topk(size, stop - start).indices)
-        chosen[:, start:stop] = pick
-        np.put_along_axis(used, pick, values=True, axis=1)
-        new = np.take_along_axis(first, pick, axis=1)[..., None]
-        corner = flat.take(pick[:, :, None] * k + pick[:, None, :])
-        if start:
-            before = inverse[:, :start, :start]
-            across = flat.take(chosen[:, :start, None] * k + pick[:, None, :])
-            known = before @ across
-            turned = known.swapaxes(-1, -2)
-            corner -= turned @ known
-            new = new - turned @ along[:, :start]
-        eye = np.broadcast_to(np.eye(stop - start, dtype=kind), corner.shape)
-        block = subspan.solve_triangular(damped_root(corner), eye)
-        inverse[:, start:stop, start:stop] = block
-        along[:, start:stop] = block @ new
-        if start:
-            inverse[:, start:stop, :start] = -(block @ (turned @ before))
-        rows = inverse[:, start:stop, :stop]
-        values[:, :stop] += rows.swapaxes(-1, -2) @ along[:, start:stop]
-        if stop < sparsity:
-            np.put_along_axis(codes, chosen[:, :stop], values[:, :stop, 0], axis=1)
-            scores = first - codes @ gram
-    return values[..., 0], chosen, np.square(along[..., 0]).sum(axis=1)
-
-
-def damped_root(grams: Any) -> Any:
-    """Return Cholesky factors of positive semidefinite matrices, with a ridge of rounding's size.
-
-    Where that is not enough, of the identity times the largest entry.
-    """
-    n, eps = grams.shape[-1], np.finfo(grams.dtype).eps
-    top = np.abs(grams).max(axis=(-2, -1), keepdims=True)
-    ridge = np.where(top > 0, 4 * n * eps * top, 1.0).astype(grams.dtype)
-    eye = np.eye(n, dtype=grams.dtype)
-    found = subspan.cholesky(grams + ridge * eye, errors="info")
-    bad = np.flatnonzero(found.info)
-    if not len(bad):
-        return found.factor
-    root = np.array(found.factor)
-    root[bad] = np.sqrt(n * top[bad]) * eye
-    return root
-
-
-def _one_by_one(gram: Any, scores: Any, sparsity: int) -> tuple[Any, Any, Any]:
-    """Keep correlations of all atoms with the directions that the chosen ones add.
-
-    From these, the next direction and all correlations follow by products, without residuals.
-    """
+def _block(gram: Any, scores: Any, sparsity: int) -> tuple[Any, Any, Any]:
     count, k = scores.shape
     rows = np.arange(count)
     seen = np.empty((count, sparsity, k), scores.dtype)  # all atoms in the new directions
@@ -147,3 +73,21 @@ def _one_by_one(gram: Any, scores: Any, sparsity: int) -> tuple[Any, Any, Any]:
         chosen[:, j] = pick
     values = subspan.solve_triangular(factor, along, transposed=True)
     return values, chosen, np.square(along).sum(axis=1)
+
+
+def damped_root(grams: Any) -> Any:
+    """Return Cholesky factors of positive semidefinite matrices, with a ridge of rounding's size.
+
+    Where that is not enough, of the identity times the largest entry.
+    """
+    n, eps = grams.shape[-1], np.finfo(grams.dtype).eps
+    top = np.abs(grams).max(axis=(-2, -1), keepdims=True)
+    ridge = np.where(top > 0, 4 * n * eps * top, 1.0).astype(grams.dtype)
+    eye = np.eye(n, dtype=grams.dtype)
+    found = subspan.cholesky(grams + ridge * eye, errors="info")
+    bad = np.flatnonzero(found.info)
+    if not len(bad):
+        return found.factor
+    root = np.array(found.factor)
+    root[bad] = np.sqrt(n * top[bad]) * eye
+    return root

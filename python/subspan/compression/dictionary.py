@@ -71,9 +71,8 @@ def sparse_dictionary(
     ratio : float
         ``atoms / sparsity`` where ``kept`` is given.
     dictionary : {"ksvd", "orthogonal"}
-        ``"ksvd"``: orthogonal matching pursuit (from 32 atoms a row on, a 16th of them at a time)
-        and updates of 16 atoms at a time, from the better of two starts: rows chosen by pivoted
-        orthogonalisation, or singular vectors and such rows.
+        ``"ksvd"``: orthogonal matching pursuit and updates of 16 atoms at a time, from the better
+        of two starts: rows chosen by pivoted orthogonalisation, or singular vectors and such rows.
         ``"orthogonal"``: orthonormal in the norm of G, at most n atoms; codes are the s largest
         products and the dictionary a polar factor, both in closed form.
     importance : array (m,), optional
@@ -106,9 +105,9 @@ def sparse_dictionary(
 
     Notes
     -----
-    A round of K-SVD costs m s² k flops for the codes, m (3 s³ + 32 k²) where they are long, and
-    8 power m k n for the atoms. A code is replaced only by a better one, and unused or twin atoms
-    by the worst coded rows, where that lowers the error.
+    A round of K-SVD costs m s² k + 2 m k n flops for the codes and 8 power m k n for the atoms.
+    A code is replaced only by a better one, and unused or twin atoms by the worst coded rows, where
+    that lowers the error.
 
     References
     ----------

@@ -29,11 +29,13 @@ class Factors:
     weight: Any
     """(..., m, n) what was factorised."""
     left: Any
-    """(..., m, p), p = min(m, n); columns of length one, orthogonal unless outputs had weights."""
+    """(..., m, p), p = min(m, n) or the largest rank that was asked for; columns of length one,
+    orthogonal unless outputs had weights."""
     right: Any
     """(..., p, n)"""
     values: Floats
-    """(..., p) what each pair holds in the norm of the method, that is, its singular values."""
+    """(..., min(m, n)) what each pair holds in the norm of the method, that is, its singular
+    values, also of pairs that are not there."""
     offset: Any = None
     """(..., m) outputs of the mean input, if affine."""
     within: Any = None
@@ -59,7 +61,7 @@ class Factors:
 
     @property
     def tails(self) -> Floats:
-        """(..., p + 1) squared error of every rank from 0 on, in the norm of the method."""
+        """(..., min(m, n) + 1) squared error of every rank from 0 on, in the norm of the method."""
         return _tails(np.square(self.values))
 
     @property
@@ -81,7 +83,7 @@ class Factors:
         Returns
         -------
         ndarray (..., p + 1) of float64
-            From rank 0 on.
+            From rank 0 to that of all pairs that are there.
 
         Raises
         ------
@@ -90,22 +92,32 @@ class Factors:
         """
         function, lead = "Factors.errors", self.values.shape[:-1]
         m, n = self.shape
-        p = self.values.shape[-1]
+        p = int(self.right.shape[-2])
         left = np.asarray(_arrays.to_numpy(self.left), np.float64).reshape(-1, m, p)
         right = np.asarray(_arrays.to_numpy(self.right), np.float64).reshape(-1, p, n)
         of_left, of_right = left, right
         if outputs is not None:
-            of_left = grams_of(function, outputs, lead, m, None, name="outputs") @ left
+            h = grams_of(function, outputs, lead, m, None, name="outputs")
+            of_left = h @ left
         if gram is not None:
-            of_right = right @ grams_of(function, gram, lead, n, None)
+            g = grams_of(function, gram, lead, n, None)
+            of_right = right @ g
         # What ranks above r hold interferes where the columns are not orthogonal.
         both = (left.swapaxes(-1, -2) @ of_left) * (of_right @ right.swapaxes(-1, -2))
         own = np.diagonal(both, axis1=-2, axis2=-1)
         after = _tails(both)[..., 1:]
         crossed = np.diagonal(after, axis1=-2, axis2=-1)
         back = np.diagonal(_tails(both.swapaxes(-1, -2))[..., 1:], axis1=-2, axis2=-1)
-        found: Floats = np.maximum(_tails(own + crossed + back), 0.0)
-        return found.reshape(*lead, p + 1)
+        found: Floats = _tails(own + crossed + back)
+        if p < min(m, n):  # what no pair holds, and how it interferes with the pairs
+            weight = np.asarray(_arrays.to_numpy(self.weight), np.float64).reshape(-1, m, n)
+            rest = weight - left @ right
+            of_rest = rest if gram is None else rest @ g
+            found += np.sum(of_rest * (rest if outputs is None else h @ rest), axis=(-2, -1))[
+                :, None
+            ]
+            found += 2 * _tails(np.sum((of_left.swapaxes(-1, -2) @ of_rest) * right, axis=-1))
+        return np.maximum(found, 0.0).reshape(*lead, p + 1)
 
     def cut(
         self,
@@ -133,7 +145,8 @@ class Factors:
         Raises
         ------
         InvalidArgumentError
-            Not just one of them is given, or it is out of range; a kept ratio too small for rank 1.
+            Not just one of them is given, or it is out of range; a kept ratio too small for rank 1;
+            more pairs than are there.
         """
         m, n = self.shape
         chosen = self._rank(rank, kept, energy)
@@ -145,6 +158,11 @@ class Factors:
                 f"kept dense: factors of rank {chosen} take {small.kept(dense_storage(m, n)):.2f}"
             )
             return Dense(zero, self.total, f"{note} of its bytes", self.weight)
+        if chosen > self.right.shape[-2]:
+            raise InvalidArgumentError(
+                f"[Factors.cut] rank must be at most {self.right.shape[-2]}, the pairs that are "
+                f"there, got {chosen}. Give a larger rank to whitened_svd"
+            )
         left, right = self.left[..., :chosen], self.right[..., :chosen, :]
         made = None
         if self.offset is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-import subspan
 from subspan import _checks
+from subspan.compression._decompose import Pairs, decompose, leading
 from subspan.compression._inputs import (
     Floats,
     grams_of,
@@ -19,11 +19,11 @@ from subspan.compression._inputs import (
     square_root,
 )
 from subspan.compression.factors import Factors
+from subspan.compression.storage import useful_rank
 from subspan.errors import InvalidArgumentError
 
 __all__ = ["activation_svd", "fisher_svd", "truncated_svd", "whitened_svd"]
 
-_SURE = 1e-5  # of the largest: above, squared values have all the digits that are promised
 _CHUNK = 1 << 26  # bytes of weights in float64 that are worked on at a time
 
 
@@ -126,6 +126,8 @@ def whitened_svd(
     outputs: Any = None,
     affine: bool = False,
     ridge: float = 0.0,
+    rank: int | None = None,
+    precision: str = "float64",
     names: Sequence[str] | None = None,
 ) -> Factors:
     r"""Factors of least error of the outputs, given the second moments of the inputs.
@@ -152,13 +154,21 @@ def whitened_svd(
     ridge : float >= 0
         Choose the basis for :math:`G + \rho\, \mathrm{mean}(\mathrm{diag}\, G) I`, which counts
         directions that the calibration did not see; errors are still those of G.
+    rank : int, optional
+        The largest that will be cut: no more pairs are returned, but the errors of all ranks are.
+    precision : {"float64", "auto"}
+        "auto" multiplies weights of float32 and less in float32, measures in float64 what that
+        changed, and takes float64 for a matrix whose error at ``rank`` it may have changed by more
+        than 1e-3 of itself. Without ``rank`` it is the largest that saves bytes. Always float64:
+        float64 weights, output weights, and a ridge.
     names : sequence of str, optional
         As `truncated_svd`.
 
     Returns
     -------
     Factors
-        With the errors of all ranks.
+        With the errors of all ranks; with "auto" they are right to 1e-3 of themselves up to
+        ``rank``, else to rounding.
 
     Raises
     ------
@@ -168,8 +178,9 @@ def whitened_svd(
 
     Notes
     -----
-    A Cholesky decomposition of each Gram matrix (of eigenvectors where it is singular), one `eigh`
-    of order min(m, n) and four products a matrix, all in float64.
+    float64: a Cholesky decomposition of each Gram matrix (of eigenvectors where it is singular),
+    one `eigh` of order min(m, n) and four products a matrix. "auto": 2 m n (m + n + r) flops and
+    `eigh` where m <= n, without the Cholesky decomposition, whose root is for n < m alone.
 
     References
     ----------
@@ -188,18 +199,31 @@ def whitened_svd(
     True
     """
     function = "whitened_svd"
-    stack, lead = matrices_of(function, weight, names)
+    how = _checks.choice(function, "precision", precision, ("float64", "auto"))
+    single = how == "auto" and outputs is None and ridge == 0
+    stack, lead = matrices_of(function, weight, names, single=single)
     m, n = stack.shape[1:]
     ridge = _checks.real(function, "ridge", ridge, low=0.0)
+    limit = max(1, useful_rank(m, n)) if how == "auto" else min(m, n)
+    if rank is not None:
+        limit = _checks.integer(function, "rank", rank, low=1, high=min(m, n))
     grams = grams_of(function, gram, lead, n, names, centred=affine)
     shift = means_of(gram) if affine else None
+    if stack.dtype == np.float32:
+        return _gathered(
+            "whitened", weight, stack, lead, rank=limit, mean=shift,
+            work=lambda w, here: _led(w, _part(grams, here), limit),
+        )  # fmt: skip
     rows = None
     if outputs is not None:
         rows = square_root(damped(grams_of(function, outputs, lead, m, names, name="outputs")))
     basis = None if ridge == 0 else square_root(damped(grams, ridge))
     method = "whitened" if outputs is None else "two-sided"
     root = square_root(grams)
-    return _factors(function, method, weight, root, names, basis=basis, rows=rows, mean=shift)
+    return _gathered(
+        method, weight, stack, lead, rank=limit, mean=shift,
+        work=lambda w, here: decompose(w, *(_part(x, here) for x in (root, basis, rows))),
+    )  # fmt: skip
 
 
 def fisher_svd(
@@ -268,108 +292,62 @@ def _factors(
     columns: Floats | None,
     names: Sequence[str] | None,
     *,
-    basis: Floats | None = None,
     rows: Floats | None = None,
+) -> Factors:
+    """Decompose ``rows W columns``, both diagonal and given as one row each."""
+    stack, lead = matrices_of(function, weight, names)
+    return _gathered(
+        method, weight, stack, lead,
+        work=lambda w, here: decompose(w, _part(columns, here), None, _part(rows, here)),
+    )  # fmt: skip
+
+
+def _gathered(
+    method: str,
+    weight: Any,
+    stack: Any,
+    lead: tuple[int, ...],
+    *,
+    work: Callable[[Any, slice], Pairs],
+    rank: int | None = None,
     mean: Floats | None = None,
 ) -> Factors:
-    """Decompose ``rows^T W columns``; both are square roots, or one row each if diagonal.
-
-    ``basis`` stands for ``columns`` where directions are chosen; errors are always of ``columns``.
-    """
-    stack, lead = matrices_of(function, weight, names)
-    parts = []
-    step = max(2, _CHUNK // (8 * stack[0].size))
-    for start in range(0, len(stack), step):
+    """Decompose a stack part by part."""
+    b, m, n = stack.shape
+    r = min(m, n) if rank is None else rank
+    left, right = np.empty((b, m, r), stack.dtype), np.empty((b, r, n), stack.dtype)
+    values = np.empty((b, min(m, n)))
+    step = max(2, _CHUNK // (8 * m * n))
+    for start in range(0, b, step):
         here = slice(start, start + step)
-        chosen = (_part(x, here) for x in (columns, basis, rows))
-        parts.append(decompose(stack[here], *chosen))
-    left, right, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    p = left.shape[-1]
+        found = work(stack[here], here)
+        left[here], right[here] = found.left[..., :r], found.right[..., :r, :]
+        values[here] = found.values
     offset = within = None
     if mean is not None:
         offset = (stack @ mean[..., None])[..., 0].reshape(*lead, -1)
-        within = (right @ mean[..., None])[..., 0].reshape(*lead, p)
+        within = (right @ mean[..., None])[..., 0].reshape(*lead, r)
     return Factors(
         method=method,
         weight=weight,
-        left=like(weight, left.reshape(*lead, -1, p)),
-        right=like(weight, right.reshape(*lead, p, -1)),
-        values=values.reshape(*lead, p),
+        left=like(weight, left.reshape(*lead, -1, r)),
+        right=like(weight, right.reshape(*lead, r, -1)),
+        values=values.reshape(*lead, -1),
         offset=offset,
         within=within,
     )
 
 
-def decompose(
-    w: Floats, columns: Floats | None, basis: Floats | None, rows: Floats | None
-) -> tuple[Floats, Floats, Floats]:
-    """Return left (b, m, p), right (b, p, n) and the norms (b, p) of what each pair holds.
-
-    The pairs are ordered so that the first r are best for every r; p = min(m, n).
-    """
-    weighted = w if rows is None else _applied(_turned(rows), w)
-    chosen = columns if basis is None else basis
-    if w.shape[1] <= w.shape[2]:
-        target = weighted if chosen is None else _product(weighted, chosen)
-        squares, u = _axes(target @ _turned(target))
-        right = _turned(u) @ weighted
-        values = np.sqrt(np.maximum(squares, 0.0))
-        sure = squares > _SURE * squares[:, :1]
-    else:
-        inner = _turned(weighted) @ weighted
-        both = inner if chosen is None else _applied(_turned(chosen), _product(inner, chosen))
-        _, axes = _axes(both)
-        if chosen is not None:
-            axes = _applied(chosen, axes)
-        image = weighted @ axes
-        values = np.linalg.norm(image, axis=-2)
-        sure = values > _SURE * values[:, :1]
-        size = np.where(values > 0, values, 1.0)
-        u, right = image / size[:, None], _turned(axes) @ inner / size[..., None]
-        for i in np.flatnonzero(~sure.all(axis=-1)):
-            # QR in the order of falling values keeps all leading spans, divides by none of them,
-            # and fills up where rank is missing.
-            u[i] = subspan.qr(image[i]).q
-            right[i] = u[i].T @ weighted[i]
-    for i in np.flatnonzero((basis is not None) | ~sure.all(axis=-1)):
-        # small values have lost digits in the squares
-        held = right[i] if columns is None else _product(right[i], _one(columns, int(i)))
-        values[i] = np.linalg.norm(held, axis=-1)
-    if rows is None:
-        return u, right, values
-    if rows.shape[-2] == 1:
-        left = u / _turned(rows)
-    else:
-        full = np.broadcast_to(rows, (len(u), *rows.shape[1:]))
-        left = subspan.solve_triangular(full, u, transposed=True)
-    size = np.linalg.norm(left, axis=-2, keepdims=True)  # columns of length one, as without weights
-    return left / size, right * _turned(size), values
-
-
-def _axes(gram: Floats) -> tuple[Floats, Floats]:
-    """Return eigenvalues, falling, and their vectors."""
-    found = subspan.eigh(gram)
-    return found.values[..., ::-1].copy(), np.ascontiguousarray(found.vectors[..., ::-1])
-
-
-def _turned(a: Floats) -> Floats:
-    return a.swapaxes(-1, -2)
-
-
-def _product(a: Floats, s: Floats) -> Floats:
-    """Return ``a @ s``; a single row s stands for a diagonal."""
-    return a * s if s.shape[-2] == 1 else a @ s
-
-
-def _applied(s: Floats, a: Floats) -> Floats:
-    """Return ``s @ a``; a single row or column s stands for a diagonal."""
-    return (s if s.shape[-1] == 1 else _turned(s)) * a if 1 in s.shape[-2:] else s @ a
-
-
-def _one(x: Floats, i: int) -> Floats:
-    found: Floats = x[0] if len(x) == 1 else x[i]
+def _led(w: Any, grams: Floats, rank: int) -> Pairs:
+    """Return pairs by float32 where it serves, by float64 elsewhere."""
+    found, good = leading(w, grams, rank)
+    for i in np.flatnonzero(~good):
+        root = square_root(grams if len(grams) == 1 else grams[i : i + 1])
+        exact = decompose(w[i : i + 1].astype(np.float64), root)
+        found.left[i], found.right[i] = exact.left[0, :, :rank], exact.right[0, :rank]
+        found.values[i] = exact.values[0]
     return found
 
 
-def _part(x: Floats | None, here: slice) -> Floats | None:
+def _part(x: Floats | None, here: slice) -> Any:
     return x if x is None or len(x) == 1 else x[here]

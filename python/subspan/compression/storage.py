@@ -163,6 +163,11 @@ def rank_of_kept(m: int, n: int, kept: float) -> int:
     return min(m, n, int(kept * m * n / (m + n) + 1e-9))
 
 
+def useful_rank(m: int, n: int) -> int:
+    """Return the largest rank whose factors have fewer numbers than an (m, n) matrix; may be 0."""
+    return (m * n - 1) // (m + n)
+
+
 def dictionary_size(
     m: int, n: int, kept: float, *, ratio: float = 2.0, bits: int = 16
 ) -> tuple[int, int]:
