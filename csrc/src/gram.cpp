@@ -32,9 +32,11 @@ constexpr index_t k_tiled_limit = 128;
 constexpr index_t k_group_rows = 64;
 /// Rows of a part of a long matrix, how many parts there may be, and elements of all their sums.
 constexpr index_t k_part_rows = 4096, k_most_parts = 64, k_part_elements = index_t{1} << 20;
-/// Elements of the tiles of all row Grams, least and largest side of a tile, and entries whose
-/// products are summed in the dtype of the tiles.
-constexpr index_t k_row_elements = index_t{1} << 20, k_row_least = 64, k_row_most = 256;
+/// Elements of the tiles of all row Grams, least and largest side of a tile (a quarter of the rows at
+/// most, so that threads share few rows too), and entries whose products are summed in the dtype of
+/// the tiles. Between tiles a gap, as lines a multiple of 4096 bytes apart evict each other.
+constexpr index_t k_row_elements = index_t{1} << 22, k_row_least = 64, k_row_most = 512;
+constexpr index_t k_row_gap = 80;
 constexpr index_t k_row_run = 4096;
 
 /// A matrix with its rows or columns contiguous, as BLAS reads it; a copy where it has neither.
@@ -218,16 +220,18 @@ class row_grams {
  public:
   explicit row_grams(std::vector<strided_view<T const, 2>> const& xs)
       : xs_(xs), many_(static_cast<index_t>(xs.size())) {
+    index_t const n = xs.front().shape[0];
     index_t side = k_row_least;
-    for (index_t next = side; next <= k_row_most && next * next * many_ <= k_row_elements;
-         next += 64)
+    for (index_t next = side; next <= std::min(k_row_most, n / 4 + k_row_least - 1) &&
+                              next * next * many_ <= k_row_elements;
+         next += k_row_least)
       side = next;
-    detail::cover_symmetric(0, xs.front().shape[0], side, blocks_);
+    detail::cover_symmetric(0, n, side, blocks_);
     // Bounds on the sums of all parts, which are added up in order.
     index_t const room = k_part_elements / (many_ * many_);
     index_t const parts = std::clamp<index_t>(room, 1, k_most_parts);
     grain_ = (static_cast<index_t>(blocks_.size()) + parts - 1) / parts;
-    area_ = side * side;
+    area_ = side * side + k_row_gap;
   }
 
   void run(context const& ctx, double* out) const {

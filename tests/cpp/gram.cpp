@@ -37,4 +37,14 @@ int main() {
       subspan::make_view<3>(xx.data(), {1, p, p}), subspan::make_view<3>(xy.data(), {1, p, 1}),
       subspan::make_view<3>(yy.data(), {1, 1, 1}));
   check(xx == sums && xy[2] == sums[2] && yy[0] == n, "three products at once are the same");
+
+  // Inner products of row Grams: what the products of columns say, squared and summed.
+  std::vector<double> table(4);
+  auto const rows = subspan::make_view<2>(static_cast<double const*>(x.data()), {n, 2});
+  auto const ones = subspan::make_view<2>(static_cast<double const*>(y.data()), {n, 1});
+  subspan::strided_view<double const, 2> narrow = rows;
+  narrow.strides[0] = p;
+  subspan::gram_inner<double>({}, {narrow, ones}, subspan::make_view<2>(table.data(), {2, 2}));
+  check(table[1] == sums[0] * sums[0] + sums[1] * sums[1], "gram_inner is |x^T y|^2");
+  check(table[2] == table[1] && table[3] == 1.0 * n * n, "for all pairs");
 }

@@ -44,9 +44,9 @@ void grams(context const& ctx, strided_view<T const, 3> x, strided_view<T const,
 ///   out [L, L], C order, exactly symmetric
 ///
 /// T: float, double. CPU only. n^2 d_l flops for each matrix and n^2 L^2 / 2 for all pairs. No n x n
-/// array is stored: tiles of at most 256 x 256 of all x_l x_l^T meet at once. Sums of up to 4096
+/// array is stored: tiles of at most 512 x 512 of all x_l x_l^T meet at once. Sums of up to 4096
 /// entries are in T, beyond in double. Bits do not depend on the threads. Scratch per thread: the
-/// tiles, 2^20 elements or L x 64 x 64; L^2 doubles for each of up to 64 parts.
+/// tiles, 2^22 elements or L x 64 x 64; L^2 doubles for each of up to 64 parts.
 template <class T>
 void gram_inner(context const& ctx, std::vector<strided_view<T const, 2>> const& xs,
                 strided_view<double, 2> out);

@@ -168,7 +168,7 @@ def gram_inner(xs: Sequence[Any]) -> Any:
     -----
     ``n^2 d`` flops for each matrix and ``n^2 L^2 / 2`` for all pairs, where products of columns
     take ``2 n d^2`` for each pair: less for many matrices of few rows. Tiles of one triangle of all
-    ``X_l X_l^T``, at most 256 x 256 of each, are multiplied while they are in cache. Sums of up to
+    ``X_l X_l^T``, at most 512 x 512 of each, are multiplied while they are in cache. Sums of up to
     4096 entries are in the dtype of xs, all others in float64. The bits do not depend on the number
     of threads.
 

@@ -95,6 +95,10 @@ TEST(scratch_is_large_enough_and_may_hold_anything) {
         check_scratch<float>(batch, m, n);
         check_scratch<double>(batch, m, n);
       }
+  for (index_t n : {129, 145, 160}) {
+    check_scratch<float>(3, n, n);
+    check_scratch<double>(3, n, n);
+  }
 }
 
 int main() { return check::run_all(); }
