@@ -113,7 +113,8 @@ def tucker(
     eigenvectors of Gram matrices, which know squared singular values to rounding times the largest;
     where tol is below the root of that (float32: 2e-3, float64: 1e-7), singular vectors of the
     triangular factor of the unfolding. A mode that is longer than the product of the others takes
-    the singular vectors of its unfolding.
+    the singular vectors of its unfolding. Products are numpy's: the last bits may depend on its
+    threads.
 
     References
     ----------
@@ -270,9 +271,13 @@ def _leading(x: Array, n: int, how: _Cut) -> tuple[Array, float]:
 def gram_of(x: Array, n: int) -> Array:
     """X_(n) X_(n)^T, from slices; from an unfolding where the products of slices would be more."""
     before, extent, after = prod(x.shape[:n]), x.shape[n], prod(x.shape[n + 1 :])
+    if before == 1:  # the unfolding as it lies, of which BLAS makes one triangle
+        rows = x.reshape(extent, after)
+        whole: Array = rows @ rows.T
+        return whole
     if after == 1:
         return np.asarray(subspan.gram(x.reshape(before, extent)))
-    if before > 1 and extent > 4 * after:
+    if extent > 4 * after:
         return np.asarray(subspan.gram(np.moveaxis(x, n, -1).reshape(-1, extent)))
     slices = x.reshape(before, extent, after).swapaxes(-1, -2)
     out: Array = subspan.gram(slices).sum(axis=0)
