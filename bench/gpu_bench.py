@@ -218,6 +218,7 @@ def beyond_gates(case: Case, result: dict[str, Any]) -> list[str]:
 
 def all_cases(size: str) -> list[Case]:
     """Return all cases, those that matter most first: there may not be time for all."""
+    import gpu_adam
     import gpu_kernels
     import gpu_linalg
     import gpu_pca
@@ -228,6 +229,7 @@ def all_cases(size: str) -> list[Case]:
         *gpu_pca.cases(size),
         *gpu_topk.cases(size),
         *gpu_kernels.cases(size),
+        *gpu_adam.cases(size),
         *gpu_linalg.further_cases(size),
     ]
 

@@ -25,6 +25,7 @@ add_library(
   subspan_cuda
   SHARED
   csrc/src/detail/cuda_table.cu
+  csrc/src/adam.cu
   csrc/src/eigh.cu
   csrc/src/kernel_matvec.cu
   csrc/src/pca.cu

@@ -194,5 +194,6 @@ int eigh(subspan_cuda_decomposition_call const* call, char* message, int size);
 int qr(subspan_cuda_decomposition_call const* call, char* message, int size);
 int topk(subspan_cuda_topk_call const* call, char* message, int size);
 int kernel_sums(subspan_cuda_kernel_call const* call, char* message, int size);
+int adam(subspan_cuda_adam_call const* call, char* message, int size);
 
 }  // namespace subspan::cuda

@@ -21,7 +21,8 @@ int fetch(void* host, void const* device, std::size_t bytes, std::int32_t device
 }
 
 constexpr subspan_cuda_table table{
-    subspan_cuda_abi, &device_count, &fetch, &moments, &svd, &eigh, &qr, &topk, &kernel_sums};
+    subspan_cuda_abi, &device_count, &fetch, &moments, &svd, &eigh, &qr, &topk,
+    &kernel_sums,     &adam};
 
 }  // namespace
 }  // namespace subspan::cuda
