@@ -219,6 +219,7 @@ def beyond_gates(case: Case, result: dict[str, Any]) -> list[str]:
 
 def all_cases(size: str) -> list[Case]:
     """Return all cases, those that matter most first: there may not be time for all."""
+    import gpu_adam
     import gpu_codes
     import gpu_kernels
     import gpu_linalg
@@ -231,6 +232,7 @@ def all_cases(size: str) -> list[Case]:
         *gpu_topk.cases(size),
         *gpu_kernels.cases(size),
         *gpu_codes.cases(size),
+        *gpu_adam.cases(size),
         *gpu_linalg.further_cases(size),
     ]
 

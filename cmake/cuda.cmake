@@ -26,6 +26,7 @@ add_library(
   SHARED
   csrc/src/decode.cu
   csrc/src/detail/cuda_table.cu
+  csrc/src/adam.cu
   csrc/src/eigh.cu
   csrc/src/encode.cu
   csrc/src/kernel_matvec.cu

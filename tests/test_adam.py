@@ -324,11 +324,16 @@ def test_the_core_refuses_too():
         _core.gradient_norm(np.ones((3, 4)), np.ones((3, 5)))
 
 
-def test_cuda_arrays_are_refused():
+def test_cuda_arrays_of_other_libraries_are_refused():
     from test_interop import CUDA, Producer
 
     on_device = [Producer(x, device=CUDA) for x in arrays()]
-    with pytest.raises(UnsupportedError, match=r"w must be on the CPU, .*, got cuda:0"):
+    with pytest.raises(UnsupportedError, match=r"w must be of torch or cupy to be on a CUDA"):
         adam_step(*on_device, step=1)
-    with pytest.raises(UnsupportedError, match=r"\[gradient_norm\] g must be on the CPU"):
+    with pytest.raises(UnsupportedError, match=r"\[gradient_norm\] g must be of torch or cupy"):
         gradient_norm(on_device[0])
+    if not _core.has_cuda():
+        with pytest.raises(UnsupportedError, match="no CUDA"):
+            _core.adam_step(*on_device, 1, 0.1, 0.9, 0.9, 0.1, 0.0, 1.0, 0.0, False, False)
+        with pytest.raises(UnsupportedError, match="no CUDA"):
+            _core.gradient_norm(on_device[0], None)

@@ -278,6 +278,34 @@ def encode(device: Device, rng: np.random.Generator) -> list[Call]:
     return found
 
 
+def adam(device: Device, rng: np.random.Generator) -> list[Call]:
+    """Return the calls of adam_step and gradient_norm: elements, rows of warps, rows of blocks."""
+    found: list[Call] = []
+    for shape in ((1, 1), (7, 33), (40, 100), (3, 2500)):
+        for dtype in (np.float32, np.float64):
+            w, g = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+
+            def run(w: np.ndarray = w, g: np.ndarray = g) -> float:
+                truth, error = g.astype(np.float64), 0.0
+                for by_rows in (False, True):
+                    rows = [device.put(a.copy()) for a in (w, g, w * 0, w * 0)]
+                    subspan.adam_step(
+                        *rows, step=1, lr=0.1, betas=(0.0, 0.0), eps=1.0, remove_parallel=by_rows
+                    )
+                    wide = w.astype(np.float64)
+                    share = (truth * wide).sum(1) / (wide * wide).sum(1)
+                    rest = truth - wide * share[:, None] if by_rows else truth
+                    wanted = wide - 0.1 * rest / (np.abs(rest) + 1)
+                    error = max(error, _error(device.get(rows[0]), wanted, w.dtype))
+                norm = np.array(subspan.gradient_norm(device.put(g)))
+                return max(
+                    error, _error(norm[None, None], np.linalg.norm(truth)[None, None], w.dtype)
+                )
+
+            found.append((f"adam_step {np.dtype(dtype)} {shape[0]}x{shape[1]}", run))
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the calls; the exit status is 1 if a result is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -290,13 +318,8 @@ def main(argv: list[str] | None = None) -> int:
     *double, last_double = decompositions(device, np.float64, rng)
     turns = chain.from_iterable(
         zip_longest(
-            *single,
-            *double,
-            moments(device, rng),
-            topk(device, rng),
-            decode(device, rng),
-            encode(device, rng),
-            kernel_sums(device, rng),
+            *(*single, *double, moments(device, rng), topk(device, rng), decode(device, rng)),
+            *(encode(device, rng), kernel_sums(device, rng), adam(device, rng)),
         )
     )
     turns = chain(turns, last, last_double)

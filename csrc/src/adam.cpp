@@ -182,6 +182,34 @@ detail::adam_numbers<T> numbers_of(adam_params const& p) {
           static_cast<T>(1 - p.lr * p.weight_decay)};
 }
 
+/// The call of the CUDA twin for the rows of g; w null: a norm of g itself.
+template <class T>
+subspan_cuda_adam_call call_of(context const& ctx, strided_view<T const, 2> g, T const* w,
+                               adam_params const& p) {
+  auto const [first, second_keep, second, rate, correction, eps, decay] = numbers_of<double>(p);
+  return {const_cast<T*>(w),
+          nullptr,
+          nullptr,
+          g.data,
+          g.shape[0],
+          g.shape[1],
+          detail::cuda_dtype<T>(),
+          g.device.index,
+          ctx.stream,
+          {first, second_keep, second, rate, correction, eps, decay},
+          p.scale,
+          p.row_limit,
+          p.remove_parallel,
+          p.unit_rows,
+          nullptr};
+}
+
+void run_on_device(char const* function, subspan_cuda_table const& cuda,
+                   subspan_cuda_adam_call const& call) {
+  char message[256] = {};
+  detail::check_cuda(function, cuda.adam(&call, message, sizeof message), message);
+}
+
 }  // namespace
 
 inline namespace SUBSPAN_ABI {
@@ -190,7 +218,6 @@ template <class T>
 void adam_step(context const& ctx, strided_view<T, 2> w, strided_view<T const, 2> g,
                strided_view<T, 2> m, strided_view<T, 2> v, adam_params const& params) {
   char const* const function = "adam_step";
-  detail::require_cpu(function, w.device);
   check_rows(function, "w", w, w.shape, w.device);
   check_rows(function, "g", g, w.shape, w.device);
   check_rows(function, "m", m, w.shape, w.device);
@@ -207,36 +234,45 @@ void adam_step(context const& ctx, strided_view<T, 2> w, strided_view<T const, 2
   check_number("weight_decay", params.weight_decay, any);
   check_number("scale", params.scale, any);
   check_number("row_limit", params.row_limit, any);
-  auto [rows, d] = w.shape;
-  bool const by_rows = params.remove_parallel || params.unit_rows || params.row_limit > 0;
-  // Where rows mean nothing, the chunks need not keep to them.
-  index_t const chunk = by_rows ? std::max<index_t>(k_adam_chunk / std::max<index_t>(d, 1), 1) : 1;
-  if (!by_rows) {
-    rows = (rows * d + k_adam_chunk - 1) / k_adam_chunk;
-    d = k_adam_chunk;
-  }
-  detail::adam_task<T> const task{w.data,
-                                  m.data,
-                                  v.data,
-                                  g.data,
-                                  d,
-                                  numbers_of<T>(params),
-                                  params.scale,
-                                  params.row_limit,
-                                  params.remove_parallel,
-                                  params.unit_rows};
-  auto const& kernels = SUBSPAN_PICK(adam_table<T>);
-  detail::parallel_for(ctx, rows, chunk, [&](index_t begin, index_t end) {
-    index_t const rest = w.size() - begin * d;
-    if (by_rows || rest >= d) {
-      kernels.step(task, begin, end);
-      return;
+  auto const on_cpu = [&] {
+    auto [rows, d] = w.shape;
+    bool const by_rows = params.remove_parallel || params.unit_rows || params.row_limit > 0;
+    // Where rows mean nothing, the chunks need not keep to them.
+    index_t const chunk =
+        by_rows ? std::max<index_t>(k_adam_chunk / std::max<index_t>(d, 1), 1) : 1;
+    if (!by_rows) {
+      rows = (rows * d + k_adam_chunk - 1) / k_adam_chunk;
+      d = k_adam_chunk;
     }
-    auto last = task;  // the rest, as one shorter row
-    for (T** part : {&last.w, &last.m, &last.v}) *part += begin * d;
-    last.g += begin * d;
-    last.d = rest;
-    kernels.step(last, 0, 1);
+    detail::adam_task<T> const task{w.data,
+                                    m.data,
+                                    v.data,
+                                    g.data,
+                                    d,
+                                    numbers_of<T>(params),
+                                    params.scale,
+                                    params.row_limit,
+                                    params.remove_parallel,
+                                    params.unit_rows};
+    auto const& kernels = SUBSPAN_PICK(adam_table<T>);
+    detail::parallel_for(ctx, rows, chunk, [&](index_t begin, index_t end) {
+      index_t const rest = w.size() - begin * d;
+      if (by_rows || rest >= d) {
+        kernels.step(task, begin, end);
+        return;
+      }
+      auto last = task;  // the rest, as one shorter row
+      for (T** part : {&last.w, &last.m, &last.v}) *part += begin * d;
+      last.g += begin * d;
+      last.d = rest;
+      kernels.step(last, 0, 1);
+    });
+  };
+  detail::route(function, w.device, on_cpu, [&](subspan_cuda_table const& cuda) {
+    subspan_cuda_adam_call call = call_of<T>(ctx, g, w.data, params);
+    call.m = m.data;
+    call.v = v.data;
+    run_on_device(function, cuda, call);
   });
 }
 
@@ -244,20 +280,26 @@ template <class T>
 double gradient_norm(context const& ctx, strided_view<T const, 2> g,
                      std::optional<strided_view<T const, 2>> w) {
   char const* const function = "gradient_norm";
-  detail::require_cpu(function, g.device);
   check_rows(function, "g", g, g.shape, g.device);
   if (w) check_rows(function, "w", *w, g.shape, g.device);
   auto const [rows, d] = g.shape;
   if (g.size() == 0) return 0;
-  index_t const grain = std::max<index_t>(k_adam_chunk / d, 1);
-  index_t const chunks = (rows + grain - 1) / grain;
-  detail::workspace<double> sums(ctx, chunks);
-  auto const& kernels = SUBSPAN_PICK(adam_table<T>);
-  detail::parallel_for(ctx, rows, grain, [&](index_t begin, index_t end) {
-    sums[begin / grain] = kernels.squares(g.data, w ? w->data : nullptr, d, begin, end);
-  });
   double sum = 0;
-  for (index_t c = 0; c < chunks; ++c) sum += sums[c];
+  auto const on_cpu = [&, rows = rows, d = d] {
+    index_t const grain = std::max<index_t>(k_adam_chunk / d, 1);
+    index_t const chunks = (rows + grain - 1) / grain;
+    detail::workspace<double> sums(ctx, chunks);
+    auto const& kernels = SUBSPAN_PICK(adam_table<T>);
+    detail::parallel_for(ctx, rows, grain, [&](index_t begin, index_t end) {
+      sums[begin / grain] = kernels.squares(g.data, w ? w->data : nullptr, d, begin, end);
+    });
+    for (index_t c = 0; c < chunks; ++c) sum += sums[c];
+  };
+  detail::route(function, g.device, on_cpu, [&](subspan_cuda_table const& cuda) {
+    subspan_cuda_adam_call call = call_of<T>(ctx, g, w ? w->data : nullptr, {});
+    call.squares = &sum;
+    run_on_device(function, cuda, call);
+  });
   return std::sqrt(sum);
 }
 

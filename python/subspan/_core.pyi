@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import typing
 __all__: list[str] = ['adam_step', 'batch_topk_encode', 'blas_name', 'cholesky', 'cpu_level', 'cross_moments_merge', 'cross_moments_update', 'describe', 'eigh', 'fill_normal', 'get_num_threads', 'gradient_norm', 'gram', 'gram_inner', 'grams', 'group_sums', 'has_cuda', 'joint_kernel_sums', 'joint_kernel_sums_backward', 'kernel_logsumexp', 'kernel_logsumexp_backward', 'kernel_matvec', 'kernel_matvec_backward', 'knn', 'knn_both', 'moments_merge', 'moments_update', 'mttkrp', 'philox', 'principal_axes', 'qr', 'radius_neighbors', 'set_num_threads', 'solve_triangular', 'sparse_decode', 'sparse_decode_backward', 'svd', 'tensor_power', 'threshold_encode', 'topk', 'topk_encode', 'topk_encode_backward']
-def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool) -> None:
+def adam_step(w: typing.Any, g: typing.Any, m: typing.Any, v: typing.Any, step: typing.SupportsInt | typing.SupportsIndex, lr: typing.SupportsFloat | typing.SupportsIndex, beta1: typing.SupportsFloat | typing.SupportsIndex, beta2: typing.SupportsFloat | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex, weight_decay: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, row_limit: typing.SupportsFloat | typing.SupportsIndex, remove_parallel: bool, unit_rows: bool, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
     """
     One step of Adam on the rows of w [n, d], m and v, in place.
     """
@@ -49,7 +49,7 @@ def get_num_threads() -> int:
     """
     Threads that primitives use.
     """
-def gradient_norm(g: typing.Any, w: typing.Any) -> float:
+def gradient_norm(g: typing.Any, w: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex = 0) -> float:
     """
     The Frobenius norm of g [n, d], without what is parallel to the rows of w unless that is None.
     """

@@ -35,7 +35,7 @@ struct adam_params {
 ///   w, m, v [n, d]  C order
 ///   g       [n, d]  C order; only read
 ///
-/// T: float, double. CPU. Elements are computed in T, as torch's unfused Adam does and in the same
+/// T: float, double. CPU and CUDA. Elements are computed in T, as torch's unfused Adam does and in the same
 /// order; lengths and products of rows in double. NaN and infinity pass. One pass over memory:
 /// 7 n d elements; the same bits for any number of threads. No scratch.
 template <class T>
@@ -44,7 +44,8 @@ void adam_step(context const& ctx, strided_view<T, 2> w, strided_view<T const, 2
 
 /// The Frobenius norm of g [n, d]; with w, of what is left of its rows once the components
 /// parallel to the rows of w are removed. Summed in double, the same for any number of threads.
-/// C order; T: float, double. CPU. Scratch: 8 bytes for about every 16384 elements.
+/// C order; T: float, double. CPU and CUDA; waits for the device. Scratch: 8 bytes for about every
+/// 16384 elements, on a device 8 KiB.
 template <class T>
 double gradient_norm(context const& ctx, strided_view<T const, 2> g,
                      std::optional<strided_view<T const, 2>> w = {});

@@ -198,5 +198,6 @@ int decode(subspan_cuda_decode_call const* call, char* message, int size);
 int decode_gradients(subspan_cuda_decode_gradients_call const* call, char* message, int size);
 int encode(subspan_cuda_encode_call const* call, char* message, int size);
 int encode_gradients(subspan_cuda_encode_gradients_call const* call, char* message, int size);
+int adam(subspan_cuda_adam_call const* call, char* message, int size);
 
 }  // namespace subspan::cuda

@@ -32,7 +32,8 @@ constexpr subspan_cuda_table table{subspan_cuda_abi,
                                    &decode,
                                    &decode_gradients,
                                    &encode,
-                                   &encode_gradients};
+                                   &encode_gradients,
+                                   &adam};
 
 }  // namespace
 }  // namespace subspan::cuda

@@ -158,6 +158,21 @@ struct subspan_cuda_encode_call {
   std::int64_t* indices;  // [rows, k], C order
 };
 
+/// A step of Adam on rows [rows, d] in C order; or, where `squares` is not null, the sum of squares
+/// of g, without what is parallel to w unless that is null. Only the sum waits for the device.
+struct subspan_cuda_adam_call {
+  void *w, *m, *v;
+  void const* g;
+  std::int64_t rows, d;
+  std::int32_t dtype;  // float or double
+  std::int32_t device_index;
+  void* stream;
+  double numbers[7];  // of detail::adam_numbers, in its order
+  double scale, row_limit;
+  std::int32_t remove_parallel, unit_rows;
+  double* squares;  // host
+};
+
 struct subspan_cuda_table {
   std::int32_t abi;  // subspan_cuda_abi; a library of another ABI is not used
   int (*device_count)();
@@ -174,6 +189,7 @@ struct subspan_cuda_table {
   int (*decode_gradients)(subspan_cuda_decode_gradients_call const* call, char* message, int size);
   int (*encode)(subspan_cuda_encode_call const* call, char* message, int size);
   int (*encode_gradients)(subspan_cuda_encode_gradients_call const* call, char* message, int size);
+  int (*adam)(subspan_cuda_adam_call const* call, char* message, int size);
 };
 
 using subspan_cuda_entry = subspan_cuda_table const* (*)();

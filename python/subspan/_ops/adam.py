@@ -48,8 +48,8 @@ def adam_step(
     Parameters
     ----------
     w : array (..., d)
-        The weights, float32 or float64, of numpy or torch; its rows lie along the last axis.
-        Written.
+        The weights, float32 or float64, of numpy, torch or cupy (CUDA); its rows lie along the last
+        axis. Written.
     g : array of the shape of w
         The gradient; only read.
     m, v : arrays of the shape of w
@@ -78,7 +78,8 @@ def adam_step(
     DtypeError
         An argument is no array, of another library or dtype than w, or neither float32 nor float64.
     UnsupportedError
-        An array is on a CUDA device, or requires a gradient outside of ``torch.no_grad()``.
+        An array requires a gradient outside of ``torch.no_grad()``, or is on a CUDA device and of
+        neither torch nor cupy; or there is no CUDA library.
 
     Notes
     -----
@@ -90,7 +91,8 @@ def adam_step(
     Elements are computed in the dtype of w, in the order of operations of torch's unfused Adam,
     with fused products at the same places: m and v have its bits on CPUs with such products. w
     differs in the last bits, as torch's square root is not always the nearest. Products and lengths
-    of rows are summed in float64. NaN and infinity pass, as they do in torch.
+    of rows are summed in float64. NaN and infinity pass, as they do in torch. On a CUDA device the
+    step is ordered on the current stream, and nothing waits.
 
     Adam: Kingma and Ba 2015, `arXiv:1412.6980 <https://arxiv.org/abs/1412.6980>`_; decoupled weight
     decay: Loshchilov and Hutter 2019, `arXiv:1711.05101 <https://arxiv.org/abs/1711.05101>`_; the
@@ -132,6 +134,7 @@ def adam_step(
         limit,
         bool(remove_parallel),
         bool(unit_rows),
+        _arrays.stream_of(w),
     )
     if _arrays.library_of(w) == "torch":  # autograd shall notice that they are not what they were
         sys.modules["torch"].autograd.graph.increment_version((w, m, v))
@@ -145,7 +148,7 @@ def gradient_norm(g: Any, w: Any = None) -> float:
     Parameters
     ----------
     g : array (..., d)
-        float32 or float64 of numpy or torch; its rows lie along the last axis.
+        float32 or float64 of numpy, torch or cupy (CUDA); its rows lie along the last axis.
     w : array of the shape of g, optional
         Removes what of g is parallel to its rows, as ``remove_parallel`` does.
 
@@ -162,11 +165,12 @@ def gradient_norm(g: Any, w: Any = None) -> float:
     DtypeError
         An argument is no array, of another library or dtype than g, or neither float32 nor float64.
     UnsupportedError
-        An array is on a CUDA device, or requires a gradient outside of ``torch.no_grad()``.
+        An array requires a gradient outside of ``torch.no_grad()``, or is on a CUDA device and of
+        neither torch nor cupy; or there is no CUDA library.
 
     Notes
     -----
-    One read of the arrays.
+    One read of the arrays. The number is on the host, so on a CUDA device this waits for it.
 
     Examples
     --------
@@ -179,7 +183,9 @@ def gradient_norm(g: Any, w: Any = None) -> float:
     """
     present = {"g": g} if w is None else {"g": g, "w": w}
     rows = _rows("gradient_norm", w is not None, **present)
-    return float(_core.gradient_norm(rows[0], rows[1] if w is not None else None))
+    return float(
+        _core.gradient_norm(rows[0], rows[1] if w is not None else None, _arrays.stream_of(g))
+    )
 
 
 def _finite(function: str, name: str, value: Any, *, low: float = 0.0) -> float:
@@ -190,10 +196,11 @@ def _rows(function: str, by_rows: bool, **arrays: Any) -> list[Any]:
     """Return all arrays as [n, d] in C order, views of what was given."""
     _arrays.require_same(function, **arrays)
     (first, model), *_ = arrays.items()
-    if (where := _arrays.device_of(model)) != "cpu":
+    library = _arrays.library_of(model)
+    if library not in {"torch", "cupy"} and _arrays.device_of(model) != "cpu":
         raise UnsupportedError(
-            f"[{function}] {first} must be on the CPU, as there is no CUDA kernel yet, got "
-            f"{where}. Copy the arguments to the host first"
+            f"[{function}] {first} must be of torch or cupy to be on a CUDA device, got {library}. "
+            "Hand it over by torch.from_dlpack"
         )
     shape, dtype = tuple(map(int, model.shape)), _arrays.dtype_name(model)
     if dtype not in {"float32", "float64"}:

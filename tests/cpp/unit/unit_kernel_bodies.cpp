@@ -404,19 +404,19 @@ void check_product(kernel_function f, index_t batch, index_t n, index_t m, int d
 TEST(every_kernel_in_registers_and_in_tiles) {
   for (kernel_function const f : k_all)
     for (bool const bare : {false, true}) {
-      check_product<float>(f, 1, 130, 300, 3, 1, false, bare);
-      check_product<double>(f, 1, 65, 100, 3, 1, false, bare);
+      check_product<float>(f, 1, 40, 150, 3, 1, false, bare);
+      check_product<double>(f, 1, 20, 70, 3, 1, false, bare);
     }
   for (kernel_function const f : k_all) {
-    check_product<float>(f, 1, 60, 270, 20, 1);
-    check_product<double>(f, 1, 70, 130, 20, 3);
+    check_product<float>(f, 1, 30, 140, 20, 1);
+    check_product<double>(f, 1, 20, 70, 20, 3);
   }
 }
 
 TEST(sizes_of_all_sides) {
   auto const gauss = kernel_function::gaussian, soft = kernel_function::softmax;
   for (int const d : {0, 1, 2, 4, 5, 6, 8, 9, 17, 33})
-    for (int const e : {1, 4, 5, 33}) {
+    for (int const e : {1, 4, 33}) {
       check_product<float>(gauss, 1, 7, 131, d, e);
       if (d % 4 == 1) check_product<double>(soft, 1, 3, 70, d, e);
     }
