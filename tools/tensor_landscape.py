@@ -21,7 +21,7 @@ from subspan.tensors._spm_power import REST, Deflation, Options, Search
 Array = np.ndarray[Any, Any]
 D, RANKS = 20, range(120, 201, 10)
 STEPS, BLOCK = 5000, 1000
-ENDS = ("a component", "a maximum with f < 1", "f = 1, no component", f"not in {STEPS} steps")
+ENDS = ("a component", "a maximum with f < 1", "f = 1, no component", "no strict maximum near by")
 
 
 def shares(rank: int, starts: int, *, adaptive: bool, seed: int = 0) -> Array:
