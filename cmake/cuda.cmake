@@ -24,9 +24,9 @@ message(STATUS "subspan: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_AR
 add_library(
   subspan_cuda
   SHARED
+  csrc/src/adam.cu
   csrc/src/decode.cu
   csrc/src/detail/cuda_table.cu
-  csrc/src/adam.cu
   csrc/src/eigh.cu
   csrc/src/encode.cu
   csrc/src/kernel_matvec.cu
