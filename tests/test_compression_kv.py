@@ -12,14 +12,14 @@ from subspan.compression import (
     perplexity,
     plan_cache,
 )
-from subspan.compression.cache_moments import _KINDS
+from subspan.compression.caches.moments import _KINDS
 from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
 from test_compression_models import tokens
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from subspan.compression.compressed_cache import CompressedCache, ProjectingCache  # noqa: E402
+from subspan.compression.caches.compressed import CompressedCache, ProjectingCache  # noqa: E402
 
 METHODS = ("channels", "pca", "score-aware", "loss-aware")
 

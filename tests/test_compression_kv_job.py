@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from subspan.compression.compressed_cache import CompressedCache  # noqa: E402
+from subspan.compression.caches.compressed import CompressedCache  # noqa: E402
 
 OTHER = "red house red house the mat the mat . cat dog cat dog ran ran ran to the . " * 8
 SMALL = {"tokens": 96, "eval_tokens": 64, "window": 32, "search_tokens": 32, "training": 5}

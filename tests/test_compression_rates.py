@@ -13,7 +13,7 @@ from subspan.compression import (
     search_rates,
     truncated_svd,
 )
-from subspan.compression.cache import basis_errors, orthogonal_basis
+from subspan.compression.caches.basis import basis_errors, orthogonal_basis
 from subspan.errors import DtypeError, InvalidArgumentError
 
 

@@ -19,7 +19,7 @@ from subspan.compression import (
     save,
 )
 from subspan.compression._turns import BASES, turn
-from subspan.compression.rotation import frame_of, turned
+from subspan.compression.rotations.basis import frame_of, turned
 from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
 
 torch = pytest.importorskip("torch")
@@ -82,8 +82,8 @@ def rotated_cache(model, rotation):
     """Sixteen bits for keys and values: the basis of keys is in use."""
     import contextlib
 
-    from subspan.compression.rotated import _cached, _rounding
-    from subspan.compression.rotation_moments import on_cached
+    from subspan.compression.rotations.model import _cached, _rounding
+    from subspan.compression.rotations.moments import on_cached
 
     undo = contextlib.ExitStack()
     for number, block in enumerate(model.blocks):

@@ -17,7 +17,7 @@ from subspan import _arrays
 from subspan.activations import Model
 from subspan.compression.layers import matrix_of
 from subspan.compression.matrices import Dense, Integers, Replacement, from_arrays
-from subspan.compression.rotation import Precision, Rotation
+from subspan.compression.rotations.basis import Precision, Rotation
 from subspan.compression.storage import bits_of
 from subspan.errors import FileFormatError, InvalidArgumentError, OutputError, UnsupportedError
 from subspan.report import Entry, write_json, write_safetensors
@@ -228,7 +228,7 @@ def load(folder: str | os.PathLike[str], model: Model | None = None) -> dict[str
         if precision is None:
             replace_weights(model, made)
         else:
-            from subspan.compression.rotated import rotate_model
+            from subspan.compression.rotations.model import rotate_model
 
             bases = {
                 name[len(_BASES) :]: x for name, x in tensors.items() if name.startswith(_BASES)

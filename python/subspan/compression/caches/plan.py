@@ -15,8 +15,8 @@ from subspan import Moments, _checks
 from subspan._safetensors import read_header
 from subspan.activations import Model
 from subspan.compression._inputs import Floats
-from subspan.compression.cache import CacheBasis, basis_errors, cache_basis, orthogonal_basis
-from subspan.compression.cache_moments import CacheMoments
+from subspan.compression.caches.basis import CacheBasis, basis_errors, cache_basis, orthogonal_basis
+from subspan.compression.caches.moments import CacheMoments
 from subspan.compression.storage import Part, Storage, cache_storage
 from subspan.errors import FileFormatError, InvalidArgumentError
 from subspan.report import Entry, write_safetensors

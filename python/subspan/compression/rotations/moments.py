@@ -17,7 +17,7 @@ from subspan.activations import Model, TokenBatch
 from subspan.compression._inputs import Floats
 from subspan.compression._turns import BASES, basis, high_of
 from subspan.compression.layers import evaluating, inputs_of
-from subspan.compression.rotation import Frame, Rotation, frame_of
+from subspan.compression.rotations.basis import Frame, Rotation, frame_of
 from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["RotationMoments", "calibrate_rotation", "on_cached"]

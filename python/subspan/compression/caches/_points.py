@@ -12,10 +12,10 @@ from subspan import _checks
 from subspan.activations import Model
 from subspan.compression._frame import evaluated, noted
 from subspan.compression._reading import Reading
-from subspan.compression.cache_moments import CacheMoments, calibrate_cache
-from subspan.compression.cache_plan import CachePlan, plan_cache, power
-from subspan.compression.cache_rates import Ranks, allocate_rates, search_rates
-from subspan.compression.cache_training import train_cache
+from subspan.compression.caches.moments import CacheMoments, calibrate_cache
+from subspan.compression.caches.plan import CachePlan, plan_cache, power
+from subspan.compression.caches.rates import Ranks, allocate_rates, search_rates
+from subspan.compression.caches.training import train_cache
 from subspan.compression.perplexity import perplexity
 from subspan.errors import InvalidArgumentError
 from subspan.report import RunFolder, Stopwatch
@@ -135,7 +135,7 @@ class CacheWorker:
         return {f"{kept:g}": ranks.tolist() for kept, ranks in zip(shares, found, strict=True)}
 
     def _cache(self, plan: CachePlan, made: list[Any] | None = None) -> Callable[[], Any]:
-        from subspan.compression.compressed_cache import CompressedCache
+        from subspan.compression.caches.compressed import CompressedCache
 
         def fresh() -> Any:
             cache = CompressedCache(plan, dtype=self.settings["dtype"])

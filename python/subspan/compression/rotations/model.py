@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from subspan.activations import Model
 from subspan.compression.matrices import Integers
-from subspan.compression.rotation import (
+from subspan.compression.rotations.basis import (
     Frame,
     Place,
     Precision,
@@ -18,7 +18,7 @@ from subspan.compression.rotation import (
     outer_weights,
     turned,
 )
-from subspan.compression.rotation_moments import on_cached
+from subspan.compression.rotations.moments import on_cached
 from subspan.compression.weights import put_layer
 from subspan.errors import InvalidArgumentError
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from subspan import _checks
 from subspan.activations import Model, TokenBatch
-from subspan.compression.cache import orthogonal_basis
-from subspan.compression.cache_moments import CacheMoments, check_attention
-from subspan.compression.cache_plan import CachePlan, full_plan, plan_cache, shaped
+from subspan.compression.caches.basis import orthogonal_basis
+from subspan.compression.caches.moments import CacheMoments, check_attention
+from subspan.compression.caches.plan import CachePlan, full_plan, plan_cache, shaped
 from subspan.compression.layers import evaluating, frozen, inputs_of
 from subspan.errors import InvalidArgumentError
 
@@ -111,7 +111,7 @@ def train_cache(
         )
     import torch
 
-    from subspan.compression.compressed_cache import ProjectingCache
+    from subspan.compression.caches.compressed import ProjectingCache
 
     rng = np.random.default_rng(seed)
     start = plan_cache(found, "pca")

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 from subspan import _checks
 from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
-from subspan.compression._cache_page import page, verdict
-from subspan.compression._cache_pictures import pictures
-from subspan.compression._cache_points import FUNCTION, CacheWorker
 from subspan.compression._frame import causal, choices, evaluated, noted, ratios, texts_of
 from subspan.compression._reading import Reading, read
-from subspan.compression.cache_moments import check_attention
-from subspan.compression.cache_plan import CACHE_METHODS
+from subspan.compression.caches._page import page, verdict
+from subspan.compression.caches._pictures import pictures
+from subspan.compression.caches._points import FUNCTION, CacheWorker
+from subspan.compression.caches.moments import check_attention
+from subspan.compression.caches.plan import CACHE_METHODS
 from subspan.compression.storage import bits_of
 from subspan.report import RunFolder, Stopwatch, run_facts
 from subspan.report.result import Progress, Result, finish, silent

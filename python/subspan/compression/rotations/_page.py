@@ -13,7 +13,7 @@ from subspan.compression._page import (
     reading_facts,
     value_word,
 )
-from subspan.compression._rotation_pictures import NAMES, point_name
+from subspan.compression.rotations._pictures import NAMES, point_name
 from subspan.report import Page
 from subspan.report.words import count, listed, percent
 

@@ -13,15 +13,15 @@ from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
 from subspan.compression._frame import causal, choices, evaluated, noted
 from subspan.compression._reading import Reading, read
-from subspan.compression._rotation_page import page, verdict
-from subspan.compression._rotation_pictures import pictures
-from subspan.compression._rotation_report import UNIFORM, content, sizes
 from subspan.compression._turns import BASES
 from subspan.compression.layers import evaluating, inputs_of
 from subspan.compression.matrices import Integers
-from subspan.compression.rotated import rotated, round_weights
-from subspan.compression.rotation import Precision, Rotation, frame_of
-from subspan.compression.rotation_moments import RotationMoments, calibrate_rotation
+from subspan.compression.rotations._page import page, verdict
+from subspan.compression.rotations._pictures import pictures
+from subspan.compression.rotations._report import UNIFORM, content, sizes
+from subspan.compression.rotations.basis import Precision, Rotation, frame_of
+from subspan.compression.rotations.model import rotated, round_weights
+from subspan.compression.rotations.moments import RotationMoments, calibrate_rotation
 from subspan.compression.storage import bits_of
 from subspan.compression.weights import save
 from subspan.errors import InvalidArgumentError

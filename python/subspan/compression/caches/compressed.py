@@ -10,8 +10,8 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from subspan import _checks
-from subspan.compression.cache import CacheBasis
-from subspan.compression.cache_plan import CachePlan
+from subspan.compression.caches.basis import CacheBasis
+from subspan.compression.caches.plan import CachePlan
 from subspan.errors import InvalidArgumentError
 
 __all__ = ["CompressedCache", "ProjectingCache"]

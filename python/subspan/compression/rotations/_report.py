@@ -13,9 +13,9 @@ from subspan.compression._inputs import Floats
 from subspan.compression._reading import Reading
 from subspan.compression._turns import high_of
 from subspan.compression.matrices import Integers
-from subspan.compression.rotated import Meter, block_of
-from subspan.compression.rotation import Frame, Precision, Rotation
-from subspan.compression.rotation_moments import RotationMoments
+from subspan.compression.rotations.basis import Frame, Precision, Rotation
+from subspan.compression.rotations.model import Meter, block_of
+from subspan.compression.rotations.moments import RotationMoments
 from subspan.compression.storage import array_storage, bits_of, dense_storage
 
 __all__ = ["UNIFORM", "content", "sizes"]

@@ -1,0 +1,1 @@
+"""Caches of keys and values in fewer dimensions; its names are those of `subspan.compression`."""
