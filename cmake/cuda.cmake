@@ -51,7 +51,6 @@ target_include_directories(
 # 554: views of constants convert to themselves, which no code calls.
 target_compile_options(
   subspan_cuda
-  PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr
-          --diag-suppress=554>
+  PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --diag-suppress=554>
 )
 subspan_hide_archives(subspan_cuda)
