@@ -5,7 +5,7 @@
 the last tenth of each text judges. It runs ``subspan compress`` for each group and seed, each in a
 process of its own, and prints tables of means and ranges. Called again, it goes on where it
 stopped. Groups ``docs-only`` calibrate on the documentation alone and read the Bible as a text of
-another domain. The default groups take about three quarters of an hour for each seed on two cores
+another domain. The default groups take about half an hour for each seed on two cores
 (estimated), ``ksvd`` and ``kv-trained`` hours. The groups of ``kv`` run ``subspan kv``, and
 ``rotation`` runs ``subspan rotate``: 4.5 bits in principal bases against 4 and 8 with and without a
 random rotation. Options that it does not know go to the command.
