@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ from subspan.activations import Model
 from subspan.compression._reading import Reading
 from subspan.compression.perplexity import perplexity
 from subspan.errors import InvalidArgumentError, UnsupportedError
-from subspan.report import write_json
-from subspan.report.result import Progress
+from subspan.report import RunFolder, Stopwatch, run_facts, write_json
+from subspan.report.result import Progress, finish
 
-__all__ = ["causal", "choices", "evaluated", "noted", "ratios", "texts_of"]
+__all__ = ["causal", "choices", "ended", "evaluated", "noted", "ratios", "texts_of"]
 
 
 def choices(
@@ -87,3 +89,23 @@ def texts_of(reading: Reading) -> list[dict[str, Any]]:
         {"name": text.name, "domain": text.domain, "tokens": text.n_tokens}
         for text in reading.evaluation
     ]
+
+
+def ended(
+    folder: RunFolder, report: dict[str, Any], parts: tuple[Any, Any, Any], kept: Iterable[str],
+    *, stages: Progress, watch: Stopwatch,
+) -> None:  # fmt: skip
+    """Add facts and a verdict to a report and publish it, with folders of the run that are kept.
+
+    ``parts``: what makes the sentences of the verdict, the pictures, and the page.
+    """
+    verdict, pictures, page = parts
+    report["facts"] = run_facts() | {"seconds": watch.seconds} | report["facts"]
+    report["verdict"] = {"text": " ".join(verdict(report))}
+    stages("report", 0, 1)
+    stage = folder.fresh_stage()
+    for name in kept:
+        # links, so that an interrupted report finds them again
+        shutil.copytree(folder.work / name, stage / name, copy_function=os.link)
+    finish(folder, report, pictures(report), page, watch)
+    stages("report", 1, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 from subspan import _checks
 from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
-from subspan.compression._frame import causal, choices, evaluated, noted, ratios, texts_of
+from subspan.compression._frame import causal, choices, ended, evaluated, noted, ratios, texts_of
 from subspan.compression._methods import ALLOCATIONS, METHODS, Worker, needs_gradients
 from subspan.compression._page import page, verdict
 from subspan.compression._pictures import pictures
@@ -23,8 +22,8 @@ from subspan.compression.matrices import Replacement
 from subspan.compression.storage import bits_of, dense_storage
 from subspan.compression.weights import replaced, rounded, save
 from subspan.errors import InvalidArgumentError
-from subspan.report import RunFolder, Stopwatch, run_facts, write_json
-from subspan.report.result import Progress, Result, finish, silent
+from subspan.report import RunFolder, Stopwatch, write_json
+from subspan.report.result import Progress, Result, silent
 
 __all__ = ["SCHEMA", "Compression", "compress"]
 
@@ -217,15 +216,9 @@ def compress(
                 write_json(note, point)
             points.append(json.loads(note.read_text("utf-8")))
         report = _report(opened, weights, reading, found, settings, dense, points, bits)
-        report["facts"] = run_facts() | {"seconds": watch.seconds, "seed": seed, "resumed": resumed}
-        report["verdict"] = {"text": " ".join(verdict(report))}
-        stages("report", 0, 1)
-        stage = folder.fresh_stage()
-        if store:
-            # links, so that an interrupted report finds them again
-            shutil.copytree(folder.work / "models", stage / "models", copy_function=os.link)
-        finish(folder, report, pictures(report), page, watch)
-        stages("report", 1, 1)
+        report["facts"] = {"seed": seed, "resumed": resumed}
+        stored = ["models"] if store else []
+        ended(folder, report, (verdict, pictures, page), stored, stages=stages, watch=watch)
     return Compression(folder.path, report)
 
 

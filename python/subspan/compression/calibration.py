@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subspan import Moments, _checks
-from subspan._files import replacing
 from subspan.activations import Model, TokenBatch
+from subspan.compression._archive import arrays_of, write_arrays
 from subspan.compression.layers import Weight, evaluating, find_weights, inputs_of
-from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
+from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["Calibration", "calibrate", "sampled_loss"]
 
@@ -97,8 +96,7 @@ class Calibration:
                 arrays |= {f"{kind}/{name}/{key}": a for key, a in one.state_dict().items()}
         for kind, sums in (("sizes", self.sizes), ("squares", self.squares)):
             arrays |= {f"{kind}/{name}": value for name, value in sums.items()}
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -109,27 +107,20 @@ class Calibration:
         FileFormatError
             The file is damaged or something else.
         """
-        try:
-            with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                arrays = dict(file)
-            shared = dict(zip(arrays["names"].tolist(), arrays["shared"].tolist(), strict=True))
-            made = cls(shared)
+        with arrays_of("Calibration.load", path, "a whole calibration") as arrays:
+            made = cls(dict(zip(arrays["names"].tolist(), arrays["shared"].tolist(), strict=True)))
             made.n_tokens, made.n_batches = int(arrays["n_tokens"]), int(arrays["n_batches"])
             made.random = arrays.get("random")
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise FileFormatError(
-                f"[Calibration.load] {path} must be a whole calibration, got: {error}"
-            ) from error
-        states: dict[tuple[str, str], dict[str, Any]] = {}
-        for key, value in arrays.items():
-            kind, _, rest = key.partition("/")
-            if kind in {"sizes", "squares"}:
-                getattr(made, kind)[rest] = value
-            elif kind in {"inputs", "gradients"}:
-                name, _, field = rest.rpartition("/")
-                states.setdefault((kind, name), {})[field] = value
-        for (kind, name), state in states.items():
-            getattr(made, kind)[name] = Moments.from_state_dict(state)
+            states: dict[tuple[str, str], dict[str, Any]] = {}
+            for key, value in arrays.items():
+                kind, _, rest = key.partition("/")
+                if kind in {"sizes", "squares"}:
+                    getattr(made, kind)[rest] = value
+                elif kind in {"inputs", "gradients"}:
+                    name, _, field = rest.rpartition("/")
+                    states.setdefault((kind, name), {})[field] = value
+            for (kind, name), state in states.items():
+                getattr(made, kind)[name] = Moments.from_state_dict(state)
         return made
 
 

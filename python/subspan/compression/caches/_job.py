@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from subspan import _checks
 from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
-from subspan.compression._frame import causal, choices, evaluated, noted, ratios, texts_of
+from subspan.compression._frame import causal, choices, ended, evaluated, noted, ratios, texts_of
 from subspan.compression._reading import Reading, read
 from subspan.compression.caches._page import page, verdict
 from subspan.compression.caches._pictures import pictures
@@ -19,8 +18,8 @@ from subspan.compression.caches._points import FUNCTION, CacheWorker
 from subspan.compression.caches.moments import check_attention
 from subspan.compression.caches.plan import CACHE_METHODS
 from subspan.compression.storage import bits_of
-from subspan.report import RunFolder, Stopwatch, run_facts
-from subspan.report.result import Progress, Result, finish, silent
+from subspan.report import RunFolder, Stopwatch
+from subspan.report.result import Progress, Result, silent
 
 __all__ = ["CacheCompression", "compress_cache"]
 
@@ -191,15 +190,9 @@ def compress_cache(
             stages("points", number, len(runs))
             points.append(worker.point(*run))
         report = _report(opened, reading, worker, settings, dense, points)
-        report["facts"] = run_facts() | {"seconds": watch.seconds, "seed": seed, "resumed": resumed}
-        report["verdict"] = {"text": " ".join(verdict(report))}
-        stages("report", 0, 1)
-        stage = folder.fresh_stage()
-        if store:
-            # links, so that an interrupted report finds them again
-            shutil.copytree(folder.work / "plans", stage / "plans", copy_function=os.link)
-        finish(folder, report, pictures(report), page, watch)
-        stages("report", 1, 1)
+        report["facts"] = {"seed": seed, "resumed": resumed}
+        stored = ["plans"] if store else []
+        ended(folder, report, (verdict, pictures, page), stored, stages=stages, watch=watch)
     return CacheCompression(folder.path, report)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subspan import Moments, _checks
-from subspan._files import replacing
 from subspan.activations import Model, TokenBatch
+from subspan.compression._archive import arrays_of, write_arrays
 from subspan.compression.calibration import sampled_loss
 from subspan.compression.layers import evaluating, frozen, inputs_of
-from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
+from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["CacheMoments", "calibrate_cache"]
 
@@ -89,8 +88,7 @@ class CacheMoments:
                 for j, head in enumerate(layer):
                     state = head.state_dict().items()
                     arrays |= {f"{kind}/{i}/{j}/{key}": value for key, value in state}
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CacheMoments:
@@ -101,9 +99,7 @@ class CacheMoments:
         FileFormatError
             The file is damaged or something else.
         """
-        try:
-            with np.load(Path(path), allow_pickle=False) as file:
-                arrays = dict(file)
+        with arrays_of("CacheMoments.load", path, "whole moments of a cache") as arrays:
             layers, heads = arrays.pop("shape").tolist()
             made = cls(layers, heads, gradients=bool(arrays.pop("gradients")))
             made.n_tokens = int(arrays.pop("n_tokens"))
@@ -111,12 +107,8 @@ class CacheMoments:
             for key, value in arrays.items():
                 kind, i, j, field = key.split("/")
                 states.setdefault((kind, int(i), int(j)), {})[field] = value
-            for (kind, i, j), state in states.items():
-                getattr(made, kind)[i][j] = Moments.from_state_dict(state)
-        except (ValueError, KeyError, OSError, EOFError, AttributeError, IndexError) as error:
-            raise FileFormatError(
-                f"[CacheMoments.load] {path} must be whole moments of a cache, got: {error}"
-            ) from error
+            for (kind, layer, head), state in states.items():
+                getattr(made, kind)[layer][head] = Moments.from_state_dict(state)
         return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from subspan import _checks
 from subspan.activations import Model, load_model
 from subspan.activations.sources import set_threads
-from subspan.compression._frame import causal, choices, evaluated, noted
+from subspan.compression._frame import causal, choices, ended, evaluated, noted
 from subspan.compression._reading import Reading, read
 from subspan.compression._turns import BASES
 from subspan.compression.layers import evaluating, inputs_of
@@ -25,8 +24,8 @@ from subspan.compression.rotations.moments import RotationMoments, calibrate_rot
 from subspan.compression.storage import bits_of
 from subspan.compression.weights import save
 from subspan.errors import InvalidArgumentError
-from subspan.report import RunFolder, Stopwatch, run_facts
-from subspan.report.result import Progress, Result, finish, silent
+from subspan.report import RunFolder, Stopwatch
+from subspan.report.result import Progress, Result, silent
 
 __all__ = ["RotationReport", "rotate"]
 
@@ -192,15 +191,9 @@ def rotate(
         report = {"schema": _SCHEMA} | content(
             opened, reading, worker.frame, worker.found, settings, dense, points
         )
-        report["facts"] = run_facts() | {"seconds": watch.seconds, "seed": seed, "resumed": resumed}
-        report["verdict"] = {"text": " ".join(verdict(report))}
-        stages("report", 0, 1)
-        stage = folder.fresh_stage()
-        if settings["store"]:
-            # links, so that an interrupted report finds them again
-            shutil.copytree(folder.work / "models", stage / "models", copy_function=os.link)
-        finish(folder, report, pictures(report), page, watch)
-        stages("report", 1, 1)
+        report["facts"] = {"seed": seed, "resumed": resumed}
+        stored = ["models"] if settings["store"] else []
+        ended(folder, report, (verdict, pictures, page), stored, stages=stages, watch=watch)
     return RotationReport(folder.path, report)
 
 

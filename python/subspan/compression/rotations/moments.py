@@ -6,19 +6,18 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subspan import _checks
-from subspan._files import replacing
 from subspan.activations import Model, TokenBatch
+from subspan.compression._archive import arrays_of, write_arrays
 from subspan.compression._inputs import Floats
 from subspan.compression._turns import BASES, basis, high_of
 from subspan.compression.layers import evaluating, inputs_of
 from subspan.compression.rotations.basis import Frame, Rotation, frame_of
-from subspan.errors import FileFormatError, InvalidArgumentError, UnsupportedError
+from subspan.errors import InvalidArgumentError, UnsupportedError
 
 __all__ = ["RotationMoments", "calibrate_rotation", "on_cached"]
 
@@ -79,8 +78,7 @@ class RotationMoments:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an ``.npz`` file, whole or not at all."""
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, **asdict(self))
+        write_arrays(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RotationMoments:
@@ -91,13 +89,8 @@ class RotationMoments:
         FileFormatError
             The file is damaged or something else.
         """
-        try:
-            with np.load(Path(path), allow_pickle=False) as file:
-                return cls(**dict(file) | {"n_tokens": int(file["n_tokens"])})
-        except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-            raise FileFormatError(
-                f"[RotationMoments.load] {path} must be whole moments, got: {error}"
-            ) from error
+        with arrays_of("RotationMoments.load", path, "whole moments") as arrays:
+            return cls(**arrays | {"n_tokens": int(arrays["n_tokens"])})
 
 
 def calibrate_rotation(
