@@ -93,21 +93,21 @@ def page(report: Row, drawn: Mapping[str, tuple[str, str]]) -> Page:
 
 def _points(made: Page, report: Row) -> None:
     texts, model = report["texts"], report["model"]
-    columns = ["Basis", "Bits", "Bits a weight", "Matrices, MB", "Bases, MB", "Model, MB"]
-    columns += ["Bits an input", "Bits a cached number"]
-    columns += [heading(text) for text in texts]
+    columns = ["Basis", "Bits", "Bits a weight", *(heading(text) for text in texts)]
+    columns += ["Matrices, MB", "Bases, MB", "Model, MB", "Bits an input", "Bits a cached number"]
     plain = float(8 * model["bytes"] / model["n_parameters"])
     dense = [report["dense"]["perplexity"][t["name"]] for t in texts]
     rows: list[list[object]] = [
-        ["dense", "–", plain, model["matched_bytes"] / 1e6, 0.0, model["bytes"] / 1e6, plain,
-         plain, *dense]
+        ["dense", "–", plain, *dense, model["matched_bytes"] / 1e6, 0.0, model["bytes"] / 1e6,
+         plain, plain]
     ]  # fmt: skip
     for p in report["points"]:
         rows.append(
             [
-                NAMES[p["scheme"]], p["bits"], p["weight_bits"], p["bytes"] / 1e6,
+                NAMES[p["scheme"]], p["bits"], p["weight_bits"],
+                *(p["perplexity"][t["name"]] for t in texts), p["bytes"] / 1e6,
                 p["basis_bytes"] / 1e6, p["model_bytes"] / 1e6, p["activation_bits"],
-                p["cache_bits"], *(p["perplexity"][t["name"]] for t in texts),
+                p["cache_bits"],
             ]
         )  # fmt: skip
     caption = (
