@@ -43,10 +43,6 @@ template <int Step, class P>
 template <class P>
 void multiply(index_t depth, P const* a, P const* b, double* c, index_t ldc) {
   using shape = tile_shape<P>;
-  constexpr int line = 64 / static_cast<int>(sizeof(double));
-  // What the sums are added to has left the first cache since the last time.
-  for (int i = 0; i < shape::rows; ++i)
-    for (int j = 0; j < shape::width; j += line) __builtin_prefetch(c + i * ldc + j, 1);
   typename shape::sums sum = {};
   accumulate<shape::width>(depth, a, b, sum);
   // By way of memory: element by element GCC would take the registers apart one lane at a time.

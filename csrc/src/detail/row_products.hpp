@@ -71,30 +71,6 @@ struct row_weights {
   double operator[](index_t i) const { return view ? (*view)(i) : 1.0; }
 };
 
-/// Asks for rows that will be read soon, a share of them at a time: memory has time to answer while
-/// products keep the core busy.
-template <class T>
-class row_lines {
- public:
-  row_lines(strided_view<T const, 2> rows, index_t begin, index_t end)
-      : first_(reinterpret_cast<char const*>(rows.data + begin * rows.strides[0])),
-        stride_(rows.strides[0] * static_cast<index_t>(sizeof(T))),
-        lines_(round_up(rows.shape[1] * static_cast<index_t>(sizeof(T)), k_line) / k_line),
-        count_(rows.strides[1] == 1 ? (end - begin) * lines_ : 0) {}
-
-  /// Those of part `at` of `parts`.
-  void ask(index_t at, index_t parts) const {
-    for (index_t i = count_ * at / parts; i < count_ * (at + 1) / parts; ++i)
-      __builtin_prefetch(first_ + i / lines_ * stride_ + i % lines_ * k_line, 0, 2);
-  }
-
- private:
-  static constexpr index_t k_line = 64;
-
-  char const* first_;
-  index_t stride_, lines_, count_;
-};
-
 /// One factor of the product: rows of a matrix, packed block by block around a shift.
 template <class T>
 class operand {
@@ -420,16 +396,10 @@ class row_products {
     index_t const slices = slices_of(next_end - next_begin);
     x_.template begin_pack<P>();
     if (y_) y_->template begin_pack<P>();
-    row_lines<T> const next_x(x_.rows, next_begin, next_end),
-        next_y(y_ ? y_->rows : x_.rows, next_begin, y_ ? next_end : next_begin);
     parallel_for(ctx_, tasks + slices, 1, [&](index_t at, index_t) {
       if (at < tasks) {
         multiply_tile(kernels, end - begin, ready->x.data(), ready->right(),
-                      tiles_[static_cast<std::size_t>(at / lanes_)], at % lanes_, lanes_,
-                      [&](index_t step, index_t steps) {
-                        next_x.ask(at * steps + step, tasks * steps);
-                        next_y.ask(at * steps + step, tasks * steps);
-                      });
+                      tiles_[static_cast<std::size_t>(at / lanes_)], at % lanes_, lanes_);
         return;
       }
       x_.pack(kernels, weights_, next_begin, next_end, at - tasks, next.x.data());
@@ -454,26 +424,20 @@ class row_products {
     return !side.out_of_range;
   }
 
-  /// The products of one group of panels with another, over the slices of one lane. Before step i of
-  /// n, soon(i, n).
-  template <class P, class Soon>
+  /// The products of one group of panels with another, over the slices of one lane.
+  template <class P>
   void multiply_tile(product_kernels<P> const& kernels, index_t rows, P const* px, P const* py,
-                     tile const& where, index_t lane, index_t lanes, Soon&& soon) {
+                     tile const& where, index_t lane, index_t lanes) {
     index_t const span = k_group * (unit_ / kernels.width);  // panels of P in a group
-    index_t const x0 = where.x * span, x1 = std::min(x0 + span, dx_ / kernels.width);
-    index_t const y0 = where.y * span, y1 = std::min(y0 + span, dy_ / kernels.width);
-    auto const last = [&](index_t j) { return symmetric_ ? std::min(x1, j + 1) : x1; };
-    index_t pairs = 0, step = 0;
-    for (index_t j = y0; j < y1; ++j) pairs += last(j) - x0;
-    index_t const steps = (slices_of(rows) - lane + lanes - 1) / lanes * pairs;
+    index_t const x1 = std::min((where.x + 1) * span, dx_ / kernels.width);
+    index_t const y1 = std::min((where.y + 1) * span, dy_ / kernels.width);
     double* const out = sums_.data() + lane * dx_ * dy_;
     for (index_t s = lane; s < slices_of(rows); s += lanes) {
       index_t const depth = std::min(k_slice, rows - s * k_slice);
-      for (index_t j = y0; j < y1; ++j)
-        for (index_t i = x0; i < last(j); ++i) {
+      for (index_t j = where.y * span; j < y1; ++j)
+        for (index_t i = where.x * span; i < (symmetric_ ? std::min(x1, j + 1) : x1); ++i) {
           P const* const left = px + (s * dx_ + i * kernels.width) * k_slice;
           P const* const right = py + (s * dy_ + j * kernels.width) * k_slice;
-          soon(step++, steps);
           for (int part = 0; part < kernels.width; part += kernels.tile_rows)
             kernels.multiply(depth, left + part, right,
                              out + (i * kernels.width + part) * dy_ + j * kernels.width, dy_);
@@ -520,7 +484,7 @@ class row_products {
     if (y_) update_mean(*y_, *record_y_, weight, total, mean_y);
     parallel_for(ctx_, static_cast<index_t>(tiles_.size()), 1, [&](index_t at, index_t) {
       multiply_tile(kernels, depth, left.data(), right.data(), tiles_[static_cast<std::size_t>(at)],
-                    0, 1, [](index_t, index_t) {});
+                    0, 1);
     });
     weight = total;
     records_ = 0;
